@@ -1,0 +1,46 @@
+# Everything runs in .venv, which each target makes and fills itself. A second run needs no network.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RESULTS_DIR ?= bench/results
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint bench gpu bundle clean
+
+# What serving needs: no torch.
+$(VENV)/.cpu: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu]"
+	touch $@
+
+# What tests, training and export need besides.
+$(VENV)/.dev: $(VENV)/.cpu
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.cpu  ## render a catalogue, index it, search it, draw the result
+	$(BIN)/tigerfg demo --out demo
+
+test: $(VENV)/.dev  ## all tests that need no GPU
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.dev  ## CPU benchmarks, ten minutes
+	RESULTS_DIR=$(RESULTS_DIR) $(BIN)/python -m pytest bench --benchmark-only
+
+gpu:  ## on a machine with a GPU and its own torch: GPU tests, then benchmarks
+	$(PYTHON) -m pytest tests -m gpu
+	RESULTS_DIR=$(RESULTS_DIR) $(PYTHON) -m pytest bench --benchmark-only
+
+PHOTOS ?= ../shared/data/grocery
+bundle: $(VENV)/.dev  ## train the shipped tiny model from nothing and export it (90 minutes)
+	$(BIN)/tigerfg train --preset tiny --photos $(PHOTOS) --out runs/tiny
+	$(BIN)/tigerfg-export --ckpt runs/tiny/checkpoint --out tigerfg/bundles/tiny
+
+clean:
+	rm -rf $(VENV) demo build .pytest_cache .ruff_cache
