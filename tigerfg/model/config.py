@@ -1,0 +1,147 @@
+"""Configuration of a TIGER-FG model: plain dataclasses, stored as the checkpoint's config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tigerfg.errors import InputError
+from tigerfg.images import Preprocessing
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Patch backbone. `conv`: our small convolutional tower. `hf`: a Hugging Face vision model.
+
+    For `hf`, `name` is a local directory or hub id whose weights are loaded when a model is made
+    with `pretrained=True`; `hf_config` is that model's configuration (with `model_type`), so
+    that a checkpoint can be rebuilt without the source.
+    """
+
+    type: Literal["conv", "hf"] = "conv"
+    width: int = 160
+    depth: int = 6
+    kernel: int = 5
+    mlp_ratio: float = 3.0
+    patch: int = 8
+    name: str | None = None
+    hf_config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Text encoder. `transformer`: ours, small. `hf`: a Hugging Face text model."""
+
+    type: Literal["transformer", "hf"] = "transformer"
+    vocab_size: int = 3072
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+    mlp_ratio: float = 2.0
+    max_length: int = 64
+    name: str | None = None
+    hf_config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class GroundingConfig:
+    """Text-guided grounding: H heads, M text queries a head; keys are layer-normalised patches."""
+
+    heads: int = 5
+    queries_per_head: int = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model. `item_tower` "global" is the `clip` baseline (no grounding)."""
+
+    name: str = "tiny"
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    grounding: GroundingConfig = field(default_factory=GroundingConfig)
+    embedding_dim: int = 256
+    pool: Literal["mean", "attention"] = "mean"
+    item_tower: Literal["grounded", "global"] = "grounded"
+    query_size: int = 64
+    item_size: int = 128
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.vision.width % self.grounding.heads:
+            raise InputError(
+                f"grounding.heads: {self.grounding.heads} does not divide the model width "
+                f"{self.vision.width}; choose a divisor"
+            )
+        for name in ("query_size", "item_size"):
+            if getattr(self, name) % self.vision.patch:
+                raise InputError(
+                    f"{name}: {getattr(self, name)} is not a multiple of the patch size "
+                    f"{self.vision.patch}"
+                )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(
+            query_size=self.query_size,
+            item_size=self.item_size,
+            patch=self.vision.patch,
+            mean=self.mean,
+            std=self.std,
+            interpolation="bilinear",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+        """Rebuild from `to_dict()`; an unknown or missing field is an InputError that names it."""
+        data = dict(data)
+        try:
+            data["vision"] = VisionConfig(**data["vision"])
+            data["text"] = TextConfig(**data["text"])
+            data["grounding"] = GroundingConfig(**data["grounding"])
+            data["mean"], data["std"] = tuple(data["mean"]), tuple(data["std"])
+            return cls(**data)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"config.json: {error}; is it a tigerfg checkpoint?") from error
+
+
+DINOV3_VITB16: dict[str, Any] = {
+    "model_type": "dinov3_vit",
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_register_tokens": 4,
+    "key_bias": False,
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """`tiny`: trains on two CPU cores. `base`: DINOv3 ViT-B/16 at 224 px (85.7M query side)."""
+    if name == "tiny":
+        return ModelConfig()
+    if name == "base":
+        return ModelConfig(
+            name="base",
+            vision=VisionConfig(
+                type="hf",
+                width=768,
+                patch=16,
+                name="facebook/dinov3-vitb16-pretrain-lvd1689m",
+                hf_config=DINOV3_VITB16,
+            ),
+            text=TextConfig(vocab_size=32768, width=512, depth=6, heads=8, mlp_ratio=4.0),
+            grounding=GroundingConfig(heads=12),
+            query_size=224,
+            item_size=224,
+        )
+    raise InputError(f"preset: {name!r} is unknown; choose tiny or base")

@@ -1,0 +1,116 @@
+"""The query tower and the item tower of TIGER-FG (arXiv 2605.18434)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tigerfg.kernels import masked_mean_reference
+from tigerfg.model.backbones import build_backbone
+from tigerfg.model.config import ModelConfig
+from tigerfg.model.grounding import TextGuidedGrounding
+from tigerfg.model.text_encoder import build_text_encoder
+
+
+class ItemOutput(NamedTuple):
+    """embedding (B, E) with norm 1; grounding_map (B, N), sum 1; token_weights (B, L), sum 1."""
+
+    embedding: Tensor
+    grounding_map: Tensor
+    token_weights: Tensor
+
+
+class PatchPool(nn.Module):
+    """Pools patches to one feature: their mean, or attention by one learnt query (starts flat)."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(width)) if kind == "attention" else None
+
+    def forward(self, patches: Tensor, weights: Tensor) -> Tensor:
+        """patches (B, N, D), weights (B, N) >= 0 (a mask or a soft region) -> (B, D)."""
+        if self.query is not None:
+            weights = weights.to(patches.dtype) * torch.exp(
+                (patches @ self.query).clamp(-20.0, 20.0)
+            )
+            total = weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+            return ((weights / total)[:, None, :] @ patches)[:, 0]
+        if weights.dtype == torch.bool:
+            return masked_mean_reference(patches, weights)
+        total = weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        return ((weights / total)[:, None, :] @ patches)[:, 0]
+
+
+class EmbeddingHead(nn.Module):
+    """l2norm(W_e · LN(x)): (B, D) -> (B, E). One head for both towers."""
+
+    def __init__(self, width: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.projection = nn.Linear(width, embedding_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.projection(self.norm(x)), dim=-1, eps=1e-6)
+
+
+class TigerFG(nn.Module):
+    """Both towers over one shared patch backbone, pool and embedding head.
+
+    Query and item patches live in one space: attending to the target alone already gives the
+    right item embedding, before the grounding has learnt anything.
+    """
+
+    def __init__(self, config: ModelConfig, pretrained: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        width = config.vision.width
+        self.vision = build_backbone(config.vision, pretrained)
+        self.pool = PatchPool(width, config.pool)
+        self.head = EmbeddingHead(width, config.embedding_dim)
+        self.text = build_text_encoder(config.text, pretrained)
+        self.grounding = TextGuidedGrounding(
+            width, self.text.width, config.grounding.heads, config.grounding.queries_per_head
+        )
+        self.gate_pool = nn.Parameter(torch.zeros(width))
+        self.gate_text = nn.Parameter(torch.zeros(width))
+
+    def encode_query(self, pixels: Tensor, patch_mask: Tensor) -> Tensor:
+        """pixels (B, 3, S, S) float, patch_mask (B, N) bool -> embeddings (B, E), norm 1."""
+        return self.head(self.pool(self.vision(pixels), patch_mask))
+
+    def encode_region(self, patches: Tensor, weights: Tensor) -> Tensor:
+        """Item patches (B, N, D) pooled with a given region (B, N) -> embeddings (B, E).
+
+        The embedding that a perfect grounding map would give.
+        """
+        return self.head(self.pool(patches, weights))
+
+    def encode_item(
+        self, pixels: Tensor, patch_mask: Tensor, token_ids: Tensor, token_mask: Tensor
+    ) -> ItemOutput:
+        """pixels (B, 3, S, S), patch_mask (B, N), token_ids (B, L) int64, token_mask (B, L)."""
+        return self.ground(self.vision(pixels), patch_mask, token_ids, token_mask)
+
+    def ground(
+        self, patches: Tensor, patch_mask: Tensor, token_ids: Tensor, token_mask: Tensor
+    ) -> ItemOutput:
+        """The item tower after its backbone: patches (B, N, D) and text -> ItemOutput."""
+        tokens = self.text(token_ids, token_mask)
+        whole = self.pool(patches, patch_mask)
+        if self.config.item_tower == "global":
+            _, weights, texts = self.grounding.token_features(tokens, token_mask)
+            fused = whole + self.gate_text * texts.mean(dim=1)
+            flat = patch_mask.to(whole.dtype)
+            flat = flat / flat.sum(dim=1, keepdim=True).clamp(min=1.0)
+            return ItemOutput(self.head(fused), flat, weights.mean(dim=1))
+        grounded = self.grounding(patches, patch_mask, tokens, token_mask)
+        fused = grounded.pooled + self.gate_pool * whole + self.gate_text * grounded.text
+        return ItemOutput(self.head(fused), grounded.grounding_map, grounded.token_weights)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
