@@ -1,0 +1,1 @@
+"""Reference training: the staged recipe of `tigerfg train`. Needs the `train` extra."""

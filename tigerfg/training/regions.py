@@ -1,0 +1,75 @@
+"""Boxes on the patch grid: soft regions, and target crops cut from full pictures."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def box_regions(boxes: Tensor, grid: int, patch: int) -> Tensor:
+    """Soft overlap of every patch with a box, normalised to sum 1.
+
+    Args:
+        boxes: (B, 4) float x0, y0, x1, y1 in pixels of the network's input; x1 > x0, y1 > y0.
+        grid: patches a side. patch: pixels a patch.
+
+    Returns:
+        (B, grid * grid) float32; a box thinner than a patch still has its overlap.
+    """
+    edges = torch.arange(grid, device=boxes.device, dtype=torch.float32) * patch
+    boxes = boxes.float()
+
+    def overlap(low: Tensor, high: Tensor) -> Tensor:  # [B] -> [B, grid]
+        left = torch.maximum(edges[None], low[:, None])
+        right = torch.minimum(edges[None] + patch, high[:, None])
+        return (right - left).clamp(min=0.0)
+
+    area = (
+        overlap(boxes[:, 1], boxes[:, 3])[:, :, None] * overlap(boxes[:, 0], boxes[:, 2])[:, None]
+    )
+    flat = area.flatten(1)
+    return flat / flat.sum(dim=1, keepdim=True).clamp(min=1e-6)
+
+
+def crop_boxes(pixels: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Cut boxes out of normalised pictures, letterboxed at the top left like serving does.
+
+    Args:
+        pixels: (B, 3, S, S) normalised. boxes: (B, 4) in pixels. size: side of the crops.
+
+    Returns:
+        crops (B, 3, size, size), zero outside the box; extents (B, 2) float: valid (w, h).
+    """
+    side = pixels.shape[-1]
+    wide, high = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    step = torch.maximum(wide, high) / size  # input pixels per crop pixel
+    places = torch.arange(size, device=pixels.device, dtype=torch.float32) + 0.5
+    x = boxes[:, 0, None] + places[None] * step[:, None]
+    y = boxes[:, 1, None] + places[None] * step[:, None]
+    grid = torch.stack(
+        [x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1
+    )
+    crops = F.grid_sample(
+        pixels,
+        grid * (2.0 / side) - 1.0,
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    extents = torch.stack([wide / step, high / step], dim=1)
+    inside = (places[None, :] < extents[:, :1])[:, None, :] & (places[None, :] < extents[:, 1:])[
+        :, :, None
+    ]
+    return crops * inside[:, None], extents
+
+
+def extent_masks(extents: Tensor, grid: int, patch: int) -> Tensor:
+    """(B, 2) valid (w, h) in pixels -> (B, grid²) bool: the patch's centre is in the picture."""
+    centres = (torch.arange(grid, device=extents.device, dtype=torch.float32) + 0.5) * patch
+    mask = (centres[None, None, :] < extents[:, 0, None, None]) & (
+        centres[None, :, None] < extents[:, 1, None, None]
+    )
+    mask = mask.flatten(1)
+    mask[:, 0] = True
+    return mask

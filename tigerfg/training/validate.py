@@ -1,0 +1,77 @@
+"""Validation while training: recall, the true-map bound, pointing accuracy on held-out pools."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tigerfg.model.towers import TigerFG
+from tigerfg.text import TextTokenizer
+from tigerfg.training.pool import Pool
+from tigerfg.training.regions import box_regions, extent_masks
+
+
+def _normalised(pictures: np.ndarray, model: TigerFG) -> Tensor:
+    x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255.0
+    mean, std = torch.tensor(model.config.mean), torch.tensor(model.config.std)
+    return (x - mean[:, None, None]) / std[:, None, None]
+
+
+def _inside(pixels: Tensor, extents: Tensor) -> Tensor:
+    places = torch.arange(pixels.shape[-1])
+    inside = (places < extents[:, :1])[:, None, :] & (places < extents[:, 1:])[:, :, None]
+    return pixels * inside[:, None]
+
+
+@torch.no_grad()
+def validate(model: TigerFG, pool: Pool, tokenizer: TextTokenizer) -> dict[str, float]:
+    """Recall@1 with one crop a product as query, in percent of all products.
+
+    Args:
+        pool: one standard picture (the first of a product) and one cluttered picture (the second)
+            a product, as `rendered_pool(..., views=1, cluttered=1)` makes it.
+
+    Returns:
+        For standard and cluttered pictures: `r1` (item tower), `bound` (true region as map),
+        `whole` (all patches pooled), and `pointing` (map's peak in the target box).
+    """
+    training = model.training
+    model.eval()
+    patch = model.config.vision.patch
+    q_grid, grid = model.config.query_size // patch, model.config.item_size // patch
+
+    def encode(start: int) -> Tensor:
+        rows = slice(start, start + 128)
+        extents = torch.from_numpy(np.array(pool.crop_extents[rows]))
+        pixels = _inside(_normalised(pool.crops[rows], model), extents)
+        return model.encode_query(pixels, extent_masks(extents, q_grid, patch))
+
+    queries = torch.cat([encode(start) for start in range(0, len(pool.crops), 128)])
+    results: dict[str, float] = {}
+    for first, layout in enumerate(("standard", "cluttered")):
+        index = np.arange(first, len(pool.scenes), 2)
+        embeddings: dict[str, list[Tensor]] = {"r1": [], "bound": [], "whole": []}
+        hits = []
+        for start in range(0, len(index), 128):
+            rows = index[start : start + 128]
+            extents = torch.from_numpy(np.array(pool.scene_extents[rows]))
+            mask = extent_masks(extents, grid, patch)
+            patches = model.vision(_inside(_normalised(pool.scenes[rows], model), extents))
+            texts = [pool.texts[p][0] for p in pool.scene_products[rows]]
+            token_ids, token_mask = (torch.from_numpy(t) for t in tokenizer(texts))
+            item = model.ground(patches, mask, token_ids, token_mask)
+            region = box_regions(torch.from_numpy(np.array(pool.scene_boxes[rows])), grid, patch)
+            embeddings["r1"].append(item.embedding)
+            embeddings["bound"].append(model.encode_region(patches, region))
+            embeddings["whole"].append(model.encode_region(patches, mask))
+            peak = item.grounding_map.argmax(dim=1)
+            hits.append(region.gather(1, peak[:, None])[:, 0] > 0)
+        targets = torch.from_numpy(np.array(pool.scene_products[index])).long()
+        truth = torch.from_numpy(np.array(pool.crop_products)).long()
+        for name, parts in embeddings.items():
+            best = targets[(queries @ torch.cat(parts).T).argmax(dim=1)]
+            results[f"{layout}_{name}"] = 100.0 * float((best == truth).float().mean())
+        results[f"{layout}_pointing"] = 100.0 * float(torch.cat(hits).float().mean())
+    model.train(training)
+    return results
