@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tigerfg.images import patch_mask
 from tigerfg.training.distillation import (
     dense_loss,
     map_loss,
@@ -94,12 +96,11 @@ def test_box_regions_are_area_shares() -> None:
     assert region[1, 4] == 1.0
 
 
-def test_extent_masks_follow_the_patch_centre_rule() -> None:
-    mask = extent_masks(torch.tensor([[16.0, 5.0], [3.0, 24.0], [1.0, 1.0]]), 3, 8)
+def test_extent_masks_are_those_of_serving() -> None:
+    extents = np.array([[16, 5], [3, 24], [1, 1], [24, 24], [13, 12]])
+    mask = extent_masks(torch.from_numpy(extents).float(), 3, 8)
+    assert np.array_equal(mask.numpy(), patch_mask(extents, 24, 8))
     assert mask[0].view(3, 3).tolist() == [[True, True, False], [False] * 3, [False] * 3]
-    # 3 px wide: no centre lies inside, yet patch 0 always counts.
-    assert mask[1].sum() == 1
-    assert mask[2].tolist() == [True] + [False] * 8
 
 
 def test_crop_boxes_copies_pixels_at_scale_one() -> None:

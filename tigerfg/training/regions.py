@@ -65,11 +65,11 @@ def crop_boxes(pixels: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor
 
 
 def extent_masks(extents: Tensor, grid: int, patch: int) -> Tensor:
-    """(B, 2) valid (w, h) in pixels -> (B, grid²) bool: the patch's centre is in the picture."""
+    """(B, 2) valid (w, h) in pixels -> (B, grid²) bool: the patch's centre is in the picture.
+
+    The rule of `tigerfg.images.patch_mask`: the first row and column always count.
+    """
     centres = (torch.arange(grid, device=extents.device, dtype=torch.float32) + 0.5) * patch
-    mask = (centres[None, None, :] < extents[:, 0, None, None]) & (
-        centres[None, :, None] < extents[:, 1, None, None]
-    )
-    mask = mask.flatten(1)
-    mask[:, 0] = True
-    return mask
+    inside = centres[None, None, :] < extents[:, :, None]  # [B, (w, h), grid]
+    inside[:, :, 0] = True
+    return (inside[:, 1, :, None] & inside[:, 0, None, :]).flatten(1)

@@ -1,0 +1,141 @@
+"""Items and queries: conversion from and to records, and every wrong field."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from tigerfg.catalog import Item, Query
+from tigerfg.errors import InputError
+
+FULL = {
+    "item_id": "a",
+    "image": "/photos/a.jpg",
+    "title": "Red shoe",
+    "category": "Shoes",
+    "attributes": {"colour": "red", "sizes": [41, 42], "deep": {"x": None}},
+    "description": "Light.",
+    "target_box": [1, 2.5, 30, 40],
+    "split": "train",
+    "objects": [{"box": [0, 0, 1, 1]}],
+}
+
+
+def test_item_survives_its_dict():
+    item = Item.from_dict(FULL)
+    item.validate()
+    assert item.target_box == (1, 2.5, 30, 40)
+    assert item.extra == {"split": "train", "objects": FULL["objects"]}
+    assert item.to_dict() == FULL
+    assert Item.from_dict(json.loads(json.dumps(item.to_dict()))) == item
+
+
+def test_query_survives_its_dict():
+    values = {
+        "query_id": "q",
+        "image": "q.jpg",
+        "box": [0, 0, 5, 5],
+        "item_ids": ["a", "b"],
+        "query_kind": "shelf",
+    }
+    query = Query.from_dict(values)
+    query.validate()
+    assert query.item_ids == ("a", "b")
+    assert query.to_dict() == values
+    assert Query.from_dict(query.to_dict()) == query
+
+
+def test_missing_and_null_fields_take_their_defaults():
+    nulls = dict.fromkeys(("title", "category", "attributes", "description"))
+    item = Item.from_dict({"item_id": "a", "image": "a.jpg", **nulls, "target_box": None})
+    item.validate()
+    assert item == Item("a", "a.jpg")
+    assert not item.has_text
+    query = Query.from_dict({"query_id": "q", "image": "q.jpg"})
+    query.validate()
+    assert (query.box, query.item_ids) == (None, ())
+
+
+def test_integer_ids_become_strings():
+    assert Item.from_dict({"item_id": 17, "image": "a"}).item_id == "17"
+    query = Query.from_dict({"query_id": 3, "image": "a", "item_ids": [17, "b"]})
+    assert (query.query_id, query.item_ids) == ("3", ("17", "b"))
+
+
+def test_images_in_memory_are_valid_and_not_written(make_image):
+    for image in (make_image(), np.zeros((2, 2, 3), np.uint8), b"\xff\xd8"):
+        item = Item("a", image)
+        item.validate()
+        assert item.to_dict()["image"] is None
+    restored = Item.from_dict(item.to_dict())  # a stored record comes back without its picture
+    with pytest.raises(InputError, match="item_id 'a': image is missing"):
+        restored.validate()
+
+
+def test_extra_cannot_hide_a_field():
+    assert Item("a", "a.jpg", title="T", extra={"title": "X", "n": 1}).to_dict()["title"] == "T"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"item_id": None}, "item_id is missing"),
+        ({"item_id": ""}, "item_id is missing"),
+        ({"item_id": 1.5}, "item_id is a number, not a string"),
+        ({"item_id": True}, "item_id is true/false, not a string"),
+        ({"item_id": ["a"]}, "item_id is a list, not a string"),
+        ({"item_id": "a\nb"}, "item_id 'a\\nb' has control characters"),
+        ({"item_id": " a"}, "spaces at its ends"),
+        ({"item_id": "\ud800"}, "item_id is no valid Unicode text"),
+        ({"image": None}, "item_id 'a': image is missing"),
+        ({"image": ""}, "item_id 'a': image is missing"),
+        ({"image": 5}, "item_id 'a': image is a number, not a path"),
+        ({"image": {"url": "x"}}, "image is an object, not a path"),
+        ({"title": 501}, "item_id 'a': title is a number, not a string"),
+        ({"title": "x\udfff"}, "title is no valid Unicode text"),
+        ({"category": ["Shoes"]}, "category is a list, not a string"),
+        ({"description": {}}, "description is an object, not a string"),
+        ({"attributes": ["red"]}, "attributes is a list, not an object"),
+        ({"attributes": "red"}, "attributes is a string, not an object"),
+        ({"attributes": {"x": float("nan")}}, "attributes is not JSON"),
+        ({"attributes": {"x": {1, 2}}}, "attributes is not JSON"),
+        ({"when": {"x": object()}}, "when is not JSON"),
+        ({"target_box": [0, 0, 5]}, "target_box [0, 0, 5] is not four numbers".replace("[", "(")),
+        ({"target_box": "0 0 5 5"}, "target_box '0 0 5 5' is not four numbers"),
+        ({"target_box": [5, 0, 0, 5]}, "target_box (5, 0, 0, 5) is inverted or empty"),
+        ({"target_box": [0, 0, float("nan"), 5]}, "not finite"),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, dict) else "",
+)
+def test_wrong_item(change, reason):
+    with pytest.raises(InputError) as caught:
+        Item.from_dict({**FULL, **change}).validate()
+    assert reason.replace("5]", "5)") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"query_id": None}, "query_id is missing"),
+        ({"image": None}, "query_id 'q': image is missing"),
+        ({"box": [3, 3, 3, 9]}, "query_id 'q': box (3, 3, 3, 9) is inverted or empty"),
+        ({"item_ids": "a"}, "query_id 'q': item_ids is a string, not a list of ids"),
+        ({"item_ids": ["a", None]}, "query_id 'q': item_ids is missing"),
+        ({"item_ids": {"a": 1}}, "query_id 'q': item_ids is an object, not a list of ids"),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, dict) else "",
+)
+def test_wrong_query(change, reason):
+    values = {"query_id": "q", "image": "q.jpg", "item_ids": ["a"], **change}
+    with pytest.raises(InputError, match=re.escape(reason)):
+        Query.from_dict(values).validate()
+
+
+@pytest.mark.parametrize("values", [None, "a", ["item_id", "a"], 3])
+def test_a_record_must_be_an_object(values):
+    with pytest.raises(InputError, match="not an object"):
+        Item.from_dict(values)

@@ -1,0 +1,228 @@
+"""Model bundles: the directory that export writes and every engine loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tigerfg.errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    from tigerfg.images import Preprocessing
+    from tigerfg.text import TextTokenizer
+
+BUNDLE_FORMAT = 1
+TOWERS = ("query", "item")
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+_SHIPPED = Path(__file__).parent / "bundles"
+_FIELDS: dict[str, type] = {
+    "name": str,
+    "fingerprint": str,
+    "embedding_dim": int,
+    "max_text_length": int,
+    "preprocessing": dict,
+    "towers": dict,
+    "tokenizer": dict,
+}
+_AGAIN = "copy or export the bundle again"
+_CHUNK = 1 << 20  # bytes hashed at a time
+
+
+class Bundle:
+    """An exported model, read-only: manifest, tokenizer and one ONNX file per tower and precision.
+
+    Open one with `Bundle.open`. The manifest may record tokenizer.json and the weight file that the
+    ONNX files share as it records these (``"tokenizer": {"file", "sha256", "bytes"}``,
+    ``"weights": ...``); they are then checked like them.
+
+    Attributes:
+        path: the directory.
+        manifest: the content of manifest.json.
+        preprocessing: how the towers want their pixels.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], preprocessing: Preprocessing) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.preprocessing = preprocessing
+
+    @classmethod
+    def open(cls, path_or_name: str | os.PathLike = "tiny") -> Bundle:
+        """Open a bundle directory, or a bundle shipped with tigerfg by its name.
+
+        Checks the manifest and that every file is there with its recorded size; `verify` checks
+        the contents too.
+
+        Raises:
+            BundleError: no such directory or name, no or a broken manifest, a format newer than
+                this version reads, a file that is missing or of another size.
+        """
+        from tigerfg.images import Preprocessing
+
+        path = _locate(path_or_name)
+        manifest = _read_manifest(path)
+        try:
+            preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
+        except InputError as error:
+            raise BundleError(f"{path / MANIFEST_FILE}: {error}") from error
+        bundle = cls(path, manifest, preprocessing)
+        for file, record in bundle._files():
+            bundle._check_size(file, record)
+        return bundle
+
+    @property
+    def name(self) -> str:
+        """The model's name, e.g. "tiny"."""
+        return self.manifest["name"]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the checkpoint's weights and configuration, as hex: the model's identity."""
+        return self.manifest["fingerprint"]
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the embeddings."""
+        return self.manifest["embedding_dim"]
+
+    @property
+    def max_text_length(self) -> int:
+        """Most tokens of an item's text."""
+        return self.manifest["max_text_length"]
+
+    @property
+    def precisions(self) -> list[str]:
+        """The precisions that both towers come in, in the manifest's order."""
+        towers = self.manifest["towers"]
+        return [name for name in towers["query"] if name in towers["item"]]
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The item tower's tokenizer, read on first use."""
+        from tigerfg.text import TextTokenizer
+
+        file = self.path / self.manifest["tokenizer"]["file"]
+        try:
+            return TextTokenizer.from_file(file, self.max_text_length)
+        except InputError as error:
+            raise BundleError(str(error)) from error
+
+    def onnx(self, tower: str, precision: str) -> Path:
+        """Path of a tower's ONNX file.
+
+        Args:
+            tower: "query" or "item".
+            precision: one of the tower's, e.g. "fp32" or "int8".
+        """
+        if tower not in TOWERS:
+            raise BundleError(f"{self.path}: no tower {tower!r}: choose {' or '.join(TOWERS)}")
+        records = self.manifest["towers"][tower]
+        if precision not in records:
+            raise BundleError(
+                f"{self.path}: the {tower} tower has no precision {precision!r}: "
+                f"choose {', '.join(records)}"
+            )
+        return self.path / records[precision]["file"]
+
+    def verify(self) -> None:
+        """Read every file and compare size and SHA-256 with the manifest; BundleError if one
+        differs."""
+        for file, record in self._files():
+            self._check_size(file, record)
+            digest = hashlib.sha256()
+            with open(file, "rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+            if digest.hexdigest() != record["sha256"]:
+                raise BundleError(f"{file}: damaged, its SHA-256 is not the manifest's: {_AGAIN}")
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.name!r}, {self.fingerprint[:12]}, {str(self.path)!r})"
+
+    def _files(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        for tower in TOWERS:
+            for record in self.manifest["towers"][tower].values():
+                yield self.path / record["file"], record
+        record = self.manifest["tokenizer"]
+        yield self.path / record["file"], record
+        if "weights" in self.manifest:
+            yield self.path / self.manifest["weights"]["file"], self.manifest["weights"]
+
+    def _check_size(self, file: Path, record: dict[str, Any]) -> None:
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise BundleError(f"{file}: missing from the bundle: {_AGAIN}") from error
+        if size != record["bytes"]:
+            raise BundleError(
+                f"{file}: {size} bytes, the manifest says {record['bytes']}: {_AGAIN}"
+            )
+
+
+def _locate(path_or_name: str | os.PathLike) -> Path:
+    path = Path(path_or_name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise BundleError(f"{path}: a bundle is a directory with {MANIFEST_FILE}, this is a file")
+    shipped = sorted(folder.parent.name for folder in _SHIPPED.glob(f"*/{MANIFEST_FILE}"))
+    if str(path_or_name) in shipped:
+        return _SHIPPED / path
+    raise BundleError(
+        f"{path}: no such bundle directory, and no shipped bundle of that name "
+        f"(shipped: {', '.join(shipped) or 'none'})"
+    )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST_FILE
+    try:
+        manifest = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise BundleError(f"{path}: not a bundle, it has no {MANIFEST_FILE}") from error
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(manifest, dict) or not _is(manifest.get("format"), int):
+        raise BundleError(f"{file}: not a manifest, it has no format number")
+    if manifest["format"] > BUNDLE_FORMAT:
+        raise BundleError(
+            f"{file}: bundle format {manifest['format']} is newer than {BUNDLE_FORMAT}, the one "
+            "that this tigerfg reads: upgrade tigerfg"
+        )
+    for field, kind in _FIELDS.items():
+        if not _is(manifest.get(field), kind):
+            raise BundleError(f"{file}: {field} is missing or no {kind.__name__}")
+    for tower in TOWERS:
+        records = manifest["towers"].get(tower)
+        if not isinstance(records, dict) or not records:
+            raise BundleError(f"{file}: towers.{tower} is missing or empty")
+        for precision, record in records.items():
+            _check_record(record, f"{file}: towers.{tower}.{precision}")
+    for field in ("tokenizer", "weights"):
+        if field in manifest:
+            _check_record(manifest[field], f"{file}: {field}")
+    return manifest
+
+
+def _check_record(record: Any, field: str) -> None:
+    """A file's record: a plain file name, its SHA-256 and its size."""
+    kinds = {"file": str, "sha256": str, "bytes": int}
+    for key, kind in kinds.items():
+        if not isinstance(record, dict) or not _is(record.get(key), kind):
+            raise BundleError(f"{field}.{key} is missing or no {kind.__name__}")
+    name = record["file"]
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise BundleError(f"{field}.file {name!r} is not a plain file name inside the bundle")
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
