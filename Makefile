@@ -39,7 +39,7 @@ gpu:  ## on a machine with a GPU and its own torch: GPU tests, then benchmarks
 
 PHOTOS ?= ../shared/data/grocery
 bundle: $(VENV)/.dev  ## train the shipped tiny model from nothing and export it (90 minutes)
-	$(BIN)/tigerfg train --preset tiny --photos $(PHOTOS) --out runs/tiny
+	$(BIN)/tigerfg train --preset tiny --data $(PHOTOS) --out runs/tiny
 	$(BIN)/tigerfg-export --ckpt runs/tiny/checkpoint --out tigerfg/bundles/tiny
 
 clean:

@@ -56,6 +56,10 @@ def test_run_leaves_checkpoint_log_and_state(finished: Path) -> None:
     assert {row["stage"] for row in rows} == {"crops", "regions", "map", "joint"}
     assert {"nce", "region", "dense", "map", "relation"} <= set().union(*rows)
     assert any("cluttered_pointing" in row for row in rows)
+    card = (finished / "checkpoint" / "MODEL_CARD.md").read_text()
+    assert "24 procedurally rendered products" in card
+    assert "No real photos." in card
+    assert (finished / "checkpoint" / "training_log.jsonl").is_file()
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 8, 10], ids=["crops", "regions", "map", "joint"])
@@ -146,9 +150,7 @@ def test_twins_come_together() -> None:
 @pytest.mark.data
 @pytest.mark.slow
 def test_photo_pool_holds_only_its_split(shared_data: Path) -> None:
-    pool = photo_pool(
-        shared_data / "grocery", "train", 32, 64, crops_per_photo=1, collages=20
-    )
+    pool = photo_pool(shared_data / "grocery", "train", 32, 64, crops_per_photo=1, collages=20)
     assert pool.products == 81
     assert all(texts and texts[0] for texts in pool.texts)
     assert len(pool.crops) == 972 + 243 + 81

@@ -24,6 +24,7 @@ from tigerfg.model.config import ModelConfig, preset
 from tigerfg.model.towers import TigerFG
 from tigerfg.text import TextTokenizer
 from tigerfg.training.batches import BatchMaker
+from tigerfg.training.card import HELD_OUT, write_card
 from tigerfg.training.map_stage import FeatureCache, map_steps
 from tigerfg.training.pool import Pool
 from tigerfg.training.prepare import photo_pool, rendered_pool
@@ -114,6 +115,7 @@ def train(config: TrainConfig, resume: bool = False, show_progress: bool = True)
     for number, stage in enumerate(config.stages):
         if number >= run.progress.stage:
             run.stage(number, stage, restore=resume and number == run.progress.stage)
+    write_card(config, out)
     return out / "checkpoint"
 
 
@@ -218,7 +220,7 @@ def _pools(config: TrainConfig, directory: Path) -> tuple[list[Pool], Pool]:
             config.products, config.product_seed, *sizes, workers=workers
         ),
         "held_out": lambda: rendered_pool(
-            min(config.products, 512),
+            min(config.products, HELD_OUT),
             config.product_seed + 1000,
             *sizes,
             views=1,
