@@ -1,0 +1,435 @@
+"""Searcher: the whole way from pictures to hits, with a model that is none."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import DIM, FakeBundle, FakeEngine, picture, save_picture
+from PIL import Image
+
+from tigerfg.errors import BundleError, CatalogError, InputError
+from tigerfg.records import Item, Rejected
+from tigerfg.searcher import Searcher
+
+
+def item(number: int, seed: int | None = None, **fields) -> Item:
+    image = picture(number if seed is None else seed)
+    return Item(f"i{number}", image, title=f"item {number}", **fields)
+
+
+def ids(hits) -> list[str]:
+    return [hit.item_id for hit in hits]
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def searcher(tmp_path: Path, engine: FakeEngine):
+    with Searcher.create(tmp_path / "cat", FakeBundle(), engine=engine) as searcher:
+        yield searcher
+
+
+def test_add_search_and_read_back(searcher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(40):
+        save_picture(tmp_path / f"{number}.png", number)
+    report = searcher.add(
+        Item(
+            f"i{number}",
+            f"{number}.png",
+            title=f"item {number}",
+            category="Shoes",
+            attributes={"size": number, "tags": ["a", "ü"]},
+            target_box=(1, 2, 3, 4),
+            extra={"sku": f"s{number}"},
+        )
+        for number in range(40)
+    )
+    assert (report.added, report.unchanged, report.rejected) == (40, 0, [])
+    assert report.rejects_file is None
+    assert report.seconds > 0
+    assert report.images_per_second == pytest.approx(40 / report.seconds)
+    assert len(searcher) == 40
+    hits = searcher.search("7.png", k=5)
+    assert len(hits) == 5
+    assert hits[0].item_id == "i7"
+    # fp16 storage: see test_store
+    assert hits[0].score == pytest.approx(1, abs=1e-5)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    stored = hits[0].item
+    assert stored == searcher.get("i7")
+    assert stored.image == str(tmp_path / "7.png")
+    assert stored.attributes == {"size": 7, "tags": ["a", "ü"]}
+    assert stored.target_box == (1, 2, 3, 4)
+    assert stored.extra == {"sku": "s7"}
+    assert hits[0].grounding_map.dtype == np.float32
+    assert hits[0].grounding_map.shape == (4, 4)
+    assert hits[0].grounding_map.sum() == pytest.approx(1)
+    assert ids(searcher.search("7.png", k=3, where={"size": {"$lt": 2}})).count("i7") == 0
+    assert len(searcher.search("7.png", where={"sku": "s9"})) == 1
+    assert [one.item_id for one in searcher] == [f"i{n}" for n in range(40)]
+
+
+def test_every_kind_of_picture_gives_the_same_hit(searcher, tmp_path):
+    searcher.add([item(n) for n in range(20)])
+    path = save_picture(tmp_path / "q.png", 3)
+    image = Image.open(path)
+    sources = [str(path), path, path.read_bytes(), image, np.asarray(image)]
+    results = searcher.search_batch(sources, k=3)
+    assert all(ids(hits) == ids(results[0]) for hits in results)
+    assert results[0][0].item_id == "i3"
+    assert searcher.get("i3").image is None
+    for source in sources:
+        np.testing.assert_array_equal(
+            searcher.encode_query(source), searcher.encode_query(sources[0])
+        )
+
+
+def test_box_is_the_crop(searcher):
+    searcher.add([item(n) for n in range(20)])
+    scene = np.zeros((64, 48, 3), np.uint8)
+    scene[30:46, 8:24] = picture(11)
+    [hit] = searcher.search(scene, box=(8, 30, 24, 46), k=1)
+    assert hit.item_id == "i11"
+    assert hit.score == pytest.approx(1, abs=1e-5)
+    [batched], [whole] = searcher.search_batch([scene, scene], [(8, 30, 24, 46), None], k=1)
+    assert batched.item_id == "i11"
+    assert whole.score < 0.99
+
+
+def test_grounding_map_covers_the_picture_only(searcher):
+    searcher.add([Item("wide", picture(1, 32, 16)), Item("tall", picture(2, 8, 32))])
+    shapes = {
+        hit.item_id: hit.grounding_map.shape for hit in searcher.search(picture(1, 32, 16), k=2)
+    }
+    assert shapes == {"wide": (2, 4), "tall": (4, 1)}
+
+
+def test_bad_items_are_listed_and_good_ones_kept(searcher, tmp_path):
+    whole = io.BytesIO()
+    Image.fromarray(picture(1, 64, 64)).save(whole, "PNG")
+    (tmp_path / "cut.png").write_bytes(whole.getvalue()[:200])
+    (tmp_path / "zero.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("no picture")
+    good = [item(n) for n in range(10)]
+    bad = [
+        Item("cut", tmp_path / "cut.png"),
+        Item("zero", tmp_path / "zero.png"),
+        Item("text", tmp_path / "text.jpg"),
+        Item("gone", tmp_path / "gone.jpg"),
+        Item("folder", tmp_path),
+        Item("floats", np.zeros((4, 4, 3))),
+        Item("nan", picture(1), extra={"x": float("nan")}),
+        Item("surrogate", picture(1), title="\ud800"),
+        Item("none", None),
+        {"image": picture(1)},
+        {"item_id": "box", "image": picture(1), "target_box": [5, 5, 1, 1]},
+        "i3",
+        Rejected(None, "not valid JSON", 7, "items.jsonl"),
+    ]
+    mixed = [entry for pair in zip(bad, [*good, *[None] * 3], strict=True) for entry in pair]
+    report = searcher.add([entry for entry in mixed if entry is not None], batch_size=4)
+    assert report.added == len(searcher) == 10
+    assert len(report.rejected) == len(bad)
+    reasons = {rejected.item_id: rejected.reason for rejected in report.rejected}
+    for name in ("cut", "zero", "text", "gone"):
+        assert str(tmp_path / name) in reasons[name]
+    for name in ("floats", "nan", "surrogate", "none", "box"):
+        assert reasons[name]
+    assert all("\n" not in rejected.reason for rejected in report.rejected)
+    assert Rejected(None, "not valid JSON", 7, "items.jsonl") in report.rejected
+    lines = report.rejects_file.read_text().splitlines()
+    assert [Rejected(**json.loads(line)) for line in lines] == report.rejected
+    for n in range(10):
+        assert searcher.search(picture(n), k=1)[0].item_id == f"i{n}"
+    again = searcher.add([Item("cut", tmp_path / "cut.png")])
+    assert len(again.rejected) == 1
+    assert len(report.rejects_file.read_text().splitlines()) == len(bad) + 1
+
+
+def test_taken_ids_are_rejected_and_same_content_is_unchanged(searcher, engine):
+    searcher.add([item(n) for n in range(5)])
+    encoded = engine.items_encoded
+    report = searcher.add([item(n) for n in range(5)])
+    assert (report.added, report.unchanged, report.rejected) == (0, 5, [])
+    assert engine.items_encoded == encoded
+    report = searcher.add([item(0, seed=99), item(5), item(5, seed=98), item(5)])
+    assert (report.added, report.unchanged) == (1, 1)
+    assert [rejected.item_id for rejected in report.rejected] == ["i0", "i5"]
+    assert "upsert" in report.rejected[0].reason
+    assert searcher.search(picture(0), k=1)[0].score == pytest.approx(1, abs=1e-5)
+    assert len(searcher) == 6
+
+
+def test_content_hash_sees_the_picture_and_the_record(searcher, tmp_path, engine):
+    path = save_picture(tmp_path / "a.png", 1)
+    assert searcher.add([Item("a", path, title="t")]).added == 1
+    assert searcher.upsert([Item("a", path, title="t")]).unchanged == 1
+    assert searcher.upsert([Item("a", path, title="u")]).replaced == 1
+    save_picture(path, 2)
+    assert searcher.upsert([Item("a", path, title="u")]).replaced == 1
+    assert searcher.search(picture(2), k=1)[0].score == pytest.approx(1, abs=1e-5)
+    assert engine.items_encoded == 3
+
+
+def test_upsert_replaces_and_the_last_of_a_call_counts(searcher):
+    searcher.add([item(n) for n in range(3)])
+    report = searcher.upsert([item(1, seed=50), item(3)])
+    assert (report.added, report.replaced) == (1, 1)
+    assert len(searcher) == 4
+    assert searcher.search(picture(50), k=1)[0].item_id == "i1"
+    assert searcher.search(picture(1), k=1)[0].score < 0.99
+    for batch_size in (1, 2, 8):
+        a, b = item(9, seed=60), item(9, seed=61)
+        searcher.upsert([a, item(10), b, item(11), a, item(12), b], batch_size=batch_size)
+        assert searcher.search(picture(61), k=1)[0].score == pytest.approx(1, abs=1e-5)
+        searcher.upsert([b, a], batch_size=batch_size)
+        assert searcher.search(picture(60), k=1)[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_upsert_of_a_broken_picture_keeps_the_stored_item(searcher):
+    searcher.add([item(1)])
+    report = searcher.upsert([Item("i1", b"no picture")])
+    assert len(report.rejected) == 1
+    assert searcher.search(picture(1), k=1)[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_delete(searcher, caplog):
+    searcher.add([item(n) for n in range(10)])
+    with caplog.at_level(logging.WARNING, "tigerfg"):
+        assert searcher.delete(["i3", "i4", "nope"]) == 2
+    assert "1 of 3" in caplog.text
+    assert searcher.delete("i5") == 1
+    assert "i3" not in searcher
+    assert "i6" in searcher
+    assert 7 not in searcher
+    assert searcher.get("i3") is None
+    assert set(ids(searcher.search(picture(3), k=10))) == {f"i{n}" for n in (0, 1, 2, 6, 7, 8, 9)}
+    assert searcher.add([item(3)]).added == 1
+    assert searcher.search(picture(3), k=1)[0].item_id == "i3"
+
+
+def test_k_and_empty_catalogue(searcher):
+    assert searcher.search(picture(1)) == []
+    assert searcher.search_batch([picture(1)] * 2) == [[], []]
+    assert searcher.search_batch([]) == []
+    assert bool(searcher)
+    searcher.add([item(n) for n in range(3)])
+    assert len(searcher.search(picture(1), k=100)) == 3
+    for k in (0, -1, 1.5, True, "3", None):
+        with pytest.raises(InputError, match=r"k .* must be"):
+            searcher.search(picture(1), k=k)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda s: s.search("/nowhere/a.jpg"), "/nowhere/a.jpg"),
+        (lambda s: s.search(picture(1), box=(5, 5, 2, 2)), "inverted"),
+        (lambda s: s.search(picture(1), box=(50, 50, 60, 60)), "outside"),
+        (lambda s: s.search(picture(1), where={"a": {"$x": 1}}), "unknown operator"),
+        (lambda s: s.search_batch("photo.jpg"), "takes a list"),
+        (lambda s: s.search_batch([picture(1)], [None, None]), "2 boxes for 1 images"),
+        (lambda s: s.search_batch([picture(1)], on_error="ignore"), "on_error"),
+        (lambda s: s.search_embeddings(np.zeros((1, 3), np.float32)), "shape"),
+        (lambda s: s.search_embeddings(np.full((1, DIM), np.nan)), "finite"),
+        (lambda s: s.add("items.jsonl"), "read_items"),
+        (lambda s: s.add({"item_id": "a", "image": "a.jpg"}), "iterable"),
+        (lambda s: s.add([], batch_size=0), "batch_size"),
+        (lambda s: s.get("\ud800"), "Unicode"),
+    ],
+)
+def test_bad_calls_are_refused_in_one_line(searcher, call, words):
+    searcher.add([item(1)])
+    with pytest.raises(InputError, match=words) as caught:
+        call(searcher)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_photo_in_a_batch(searcher, caplog):
+    searcher.add([item(n) for n in range(5)])
+    photos = [picture(1), b"broken", picture(3), b""]
+    with pytest.raises(InputError, match=r"query 1: .*query 3: "):
+        searcher.search_batch(photos)
+    with caplog.at_level(logging.WARNING, "tigerfg"):
+        results = searcher.search_batch(photos, k=1, on_error="skip")
+    assert [hits and ids(hits) for hits in results] == [["i1"], None, ["i3"], None]
+    assert "query 1 skipped" in caplog.text
+    assert searcher.search_batch([b"broken"], on_error="skip") == [None]
+
+
+def test_equal_scores_come_in_the_order_of_adding(searcher):
+    searcher.add([item(n, seed=1) for n in (4, 2, 9, 7, 1)])
+    for k in range(1, 6):
+        assert ids(searcher.search(picture(1), k=k)) == ["i4", "i2", "i9", "i7", "i1"][:k]
+
+
+def test_progress_is_told_after_each_stored_batch(searcher):
+    seen = []
+
+    def note(report):
+        assert len(searcher) == report.added
+        seen.append(report.added)
+
+    searcher.add([item(n) for n in range(20)], batch_size=8, progress=note)
+    assert seen == [8, 16, 20]
+
+
+def test_progress_bar(searcher, capsys):
+    searcher.add([item(n) for n in range(20)], progress=True)
+    assert "20/20" in capsys.readouterr().out
+
+
+def test_error_in_the_callers_iterator_keeps_the_batches_before(searcher):
+    def items():
+        yield from (item(n) for n in range(100))
+        raise OSError("the network went away")
+
+    with pytest.raises(OSError, match="went away"):
+        searcher.add(items(), batch_size=4)
+    assert len(searcher) > 0
+    report = searcher.add([item(n) for n in range(100)])
+    assert report.added + report.unchanged == 100
+    assert report.unchanged > 0
+
+
+def test_open_again(tmp_path, engine):
+    path = tmp_path / "cat"
+    with Searcher.create(path, FakeBundle(), engine=engine) as searcher:
+        searcher.add([item(1)])
+        with pytest.raises(CatalogError, match="open for writing"):
+            Searcher.open(path, FakeBundle())
+        with Searcher.open(path, FakeBundle(), read_only=True, engine=engine) as reader:
+            assert ids(reader.search(picture(1))) == ["i1"]
+            searcher.add([item(2)])
+            assert len(reader.search(picture(1))) == 2
+            with pytest.raises(CatalogError, match="reading only"):
+                reader.add([item(3)])
+            with pytest.raises(CatalogError, match="reading only"):
+                reader.delete(["i1"])
+            assert reader.info.read_only
+    assert not engine.closed, "an engine that was handed in is the caller's to close"
+    with pytest.raises(CatalogError, match="closed"):
+        searcher.search(picture(1))
+    with Searcher.create(path, FakeBundle(), engine=engine, exist_ok=True) as searcher:
+        assert len(searcher) == 2
+    with pytest.raises(CatalogError, match="already"):
+        Searcher.create(path, FakeBundle())
+
+
+def test_another_model_is_refused(tmp_path):
+    path = tmp_path / "cat"
+    Searcher.create(path, FakeBundle("one", "1" * 64)).close()
+    for attempt in (
+        lambda model: Searcher.open(path, model),
+        lambda model: Searcher.create(path, model, exist_ok=True),
+    ):
+        with pytest.raises(CatalogError, match=r"made with the model .*one \(1{12}\).*two \(2{12}"):
+            attempt(FakeBundle("two", "2" * 64))
+    with pytest.raises(BundleError, match=r"cat was made with it.*pass model="):
+        Searcher.open(path)
+    with Searcher.open(path, FakeBundle("moved", "1" * 64)) as searcher:
+        assert searcher.model.name == "moved"
+    with pytest.raises(BundleError):
+        Searcher.create(tmp_path / "new", tmp_path / "no model")
+    assert not (tmp_path / "new").exists()
+
+
+def test_info(searcher):
+    assert searcher.info.engine is None
+    searcher.add([item(1)])
+    info = searcher.info
+    assert (info.items, info.embedding_dim, info.fingerprint) == (1, DIM, "f" * 64)
+    assert info.engine == "fake fp32 on cpu"
+    assert info.size_bytes > 0
+
+
+def test_flush_writes_the_index_file(searcher, tmp_path):
+    searcher.add([item(1)])
+    assert not (tmp_path / "cat" / "flat.index").exists()
+    searcher.flush()
+    assert (tmp_path / "cat" / "flat.index").exists()
+
+
+def test_searches_beside_writes_from_many_threads(searcher):
+    searcher.add([item(n) for n in range(30)])
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def search(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        try:
+            while not stop.is_set():
+                n = int(rng.integers(30))
+                hits = searcher.search(picture(n), k=3, where={"title": {"$exists": True}})
+                assert hits[0].item_id == f"i{n}"
+                assert len(hits) == 3
+        except BaseException as error:
+            errors.append(error)
+
+    def write(base: int) -> None:
+        try:
+            for step in range(6):
+                numbers = range(base + 10 * step, base + 10 * step + 10)
+                assert searcher.add([item(n) for n in numbers], batch_size=4).added == 10
+                assert searcher.search(picture(base + 10 * step), k=1)[0].score > 0.999
+                assert searcher.delete([f"i{n}" for n in numbers[:5]]) == 5
+        except BaseException as error:
+            errors.append(error)
+
+    searchers = [threading.Thread(target=search, args=(n,)) for n in range(3)]
+    writers = [threading.Thread(target=write, args=(1000 * n,)) for n in (1, 2)]
+    for thread in searchers + writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    stop.set()
+    for thread in searchers:
+        thread.join()
+    assert not errors
+    assert len(searcher) == 30 + 2 * 30
+
+
+def test_decoding_runs_ahead_but_not_without_bound(searcher):
+    pulled, stored = 0, 0
+
+    def items():
+        nonlocal pulled
+        for n in range(400):
+            pulled += 1
+            # ahead: a batch being checked, two being decoded, one being encoded
+            assert pulled - stored <= 4 * 8 + 3
+            yield item(n)
+
+    def note(report):
+        nonlocal stored
+        stored = report.added
+
+    assert searcher.add(items(), batch_size=8, progress=note).added == 400
+
+
+def test_a_search_imports_neither_torch_nor_transformers(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from fakes import FakeBundle, FakeEngine, picture\n"
+        "from tigerfg import Item, Searcher\n"
+        "with Searcher.create(sys.argv[2], FakeBundle(), engine=FakeEngine()) as s:\n"
+        "    s.add([Item('a', picture(1))])\n"
+        "    assert s.search(picture(1))[0].item_id == 'a'\n"
+        "assert not {'torch', 'transformers', 'onnxruntime'} & set(sys.modules)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, os.path.dirname(__file__), str(tmp_path / "cat")], check=True
+    )

@@ -1,0 +1,203 @@
+"""Pictures and items in, embeddings out: decoding on threads while the engine computes."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+
+from tigerfg.errors import EngineError, InputError
+from tigerfg.images import ImageSource, crop_map, load_image, preprocess
+from tigerfg.text import item_text
+
+if TYPE_CHECKING:
+    from tigerfg.bundle import Bundle
+    from tigerfg.engines import Engine
+    from tigerfg.records import Item
+
+Query = tuple[ImageSource, Sequence[float] | None]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class EncodedItem(NamedTuple):
+    """What the item tower says about one item."""
+
+    embedding: np.ndarray  # float32 (E,), unit length
+    grounding_map: np.ndarray  # float32 (rows, columns), the patches that show the picture
+
+
+class _Pixels(NamedTuple):
+    """One preprocessed picture, as `preprocess` returns a batch of one."""
+
+    pixels: np.ndarray  # float32 (1, 3, S, S)
+    patch_mask: np.ndarray  # bool (1, N)
+    extents: np.ndarray  # int64 (1, 2)
+
+
+class Encoder:
+    """A bundle's two towers on one engine. Safe to call from several threads.
+
+    Args:
+        bundle: preprocessing and tokenizer.
+        engine: computes; not closed by `close`.
+        batch_size: most pictures of one engine call.
+        workers: threads that decode; None for one per CPU this process may use, at most 8.
+    """
+
+    def __init__(
+        self, bundle: Bundle, engine: Engine, batch_size: int = 32, workers: int | None = None
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size} must be at least 1")
+        self.bundle, self.engine, self.batch_size = bundle, engine, batch_size
+        workers = workers or min(8, len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tigerfg-decode")
+
+    def encode_query(self, image: ImageSource, box: Sequence[float] | None = None) -> np.ndarray:
+        """Embedding float32 (E,) of one picture; InputError if it cannot be used."""
+        result = self.try_queries([(image, box)])[0]
+        if isinstance(result, InputError):
+            raise result
+        return result
+
+    def encode_queries(self, queries: Sequence[Query]) -> np.ndarray:
+        """Embeddings float32 (B, E) of (picture, box or None) pairs.
+
+        Raises:
+            InputError: names the position and the reason of every query that cannot be used.
+        """
+        results = self.try_queries(queries)
+        bad = [(n, result) for n, result in enumerate(results) if isinstance(result, InputError)]
+        if bad:
+            lines = "; ".join(f"query {position}: {error}" for position, error in bad)
+            raise InputError(lines) from bad[0][1]
+        return np.stack(results) if results else self._no_embeddings()
+
+    def try_queries(self, queries: Sequence[Query]) -> list[np.ndarray | InputError]:
+        """As `encode_queries`, but each query gives its embedding (E,) or its error."""
+        size = self.bundle.preprocessing.query_size
+
+        def decode(query: Query) -> _Pixels | InputError:
+            return self._decode(query[0], query[1], size)
+
+        # A thread would only add latency to a single query.
+        decoded = map(decode, queries) if len(queries) == 1 else self.ahead(decode, queries)
+        results: list[np.ndarray | InputError] = []
+        while batch := list(islice(decoded, self.batch_size)):
+            good = [picture for picture in batch if isinstance(picture, _Pixels)]
+            encoded = iter(self._run_queries(good) if good else ())
+            results += [next(encoded) if isinstance(p, _Pixels) else p for p in batch]
+        return results
+
+    def encode_items(self, items: Sequence[Item]) -> list[EncodedItem | InputError]:
+        """One result an item, in order: its encoding, or why it has none."""
+        pairs = ((item, None) for item in items)
+        return [result for batch in self.stream_items(pairs) for _, result in batch]
+
+    def stream_items(
+        self, tagged: Iterable[tuple[Item, T]], batch_size: int | None = None
+    ) -> Iterator[list[tuple[T, EncodedItem | InputError]]]:
+        """Encode any number of items in batches, reading and decoding ahead of the engine.
+
+        Args:
+            tagged: items, each with a tag that comes back beside its result.
+            batch_size: as in the constructor.
+
+        Yields:
+            Batches in order. An item that cannot be encoded gives an InputError as its result and
+            does not touch the others.
+        """
+        batch_size = batch_size or self.batch_size
+        size = self.bundle.preprocessing.item_size
+
+        def decode(pair: tuple[Item, T]) -> tuple[Item, T, _Pixels | InputError]:
+            item, tag = pair
+            return item, tag, self._decode(item.image, None, size)
+
+        decoded = self.ahead(decode, tagged, 2 * batch_size)
+        while batch := list(islice(decoded, batch_size)):
+            good = [(item, picture) for item, _, picture in batch if isinstance(picture, _Pixels)]
+            encoded = iter(self._run_items(*zip(*good, strict=True)) if good else ())
+            yield [
+                (tag, next(encoded) if isinstance(picture, _Pixels) else picture)
+                for _, tag, picture in batch
+            ]
+
+    def ahead(
+        self, function: Callable[[T], R], values: Iterable[T], window: int | None = None
+    ) -> Iterator[R]:
+        """``map(function, values)`` on the decoding threads, in order, ``window`` values ahead."""
+        window = window or 2 * self.batch_size
+        running: deque[Future[R]] = deque()
+        try:
+            for value in values:
+                running.append(self._pool.submit(function, value))
+                if len(running) > window:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _decode(
+        self, source: ImageSource, box: Sequence[float] | None, size: int
+    ) -> _Pixels | InputError:
+        try:
+            image = load_image(source, box, target_size=size)
+            return _Pixels(*preprocess([image], size, self.bundle.preprocessing))
+        except InputError as error:
+            return error
+
+    def _run_queries(self, pictures: Sequence[_Pixels]) -> list[np.ndarray | InputError]:
+        pixels, masks, _ = map(np.concatenate, zip(*pictures, strict=True))
+        embeddings = self.engine.encode_queries(pixels, masks)
+        return [
+            _unusable(embedding) or embedding for embedding in self._checked(embeddings, pixels)
+        ]
+
+    def _run_items(
+        self, items: Sequence[Item], pictures: Sequence[_Pixels]
+    ) -> list[EncodedItem | InputError]:
+        pixels, masks, extents = map(np.concatenate, zip(*pictures, strict=True))
+        token_ids, token_mask = self.bundle.tokenizer([item_text(item) for item in items])
+        encoding = self.engine.encode_items(pixels, masks, token_ids, token_mask)
+        spec = self.bundle.preprocessing
+        embeddings = self._checked(encoding.embedding, pixels)
+        return [
+            _unusable(embedding)
+            or EncodedItem(embedding, crop_map(values, extent, spec.item_size, spec.patch))
+            for embedding, values, extent in zip(
+                embeddings, encoding.grounding_map, extents, strict=True
+            )
+        ]
+
+    def _checked(self, embeddings: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        expected = (len(pixels), self.bundle.embedding_dim)
+        if embeddings.shape != expected:
+            raise EngineError(
+                f"the engine returned embeddings of shape {embeddings.shape} instead of "
+                f"{expected}: export the bundle again"
+            )
+        return embeddings
+
+    def _no_embeddings(self) -> np.ndarray:
+        return np.zeros((0, self.bundle.embedding_dim), np.float32)
+
+
+def _unusable(embedding: np.ndarray) -> InputError | None:
+    """An error for an embedding that is not of unit length, NaN included; else None."""
+    norm = float(np.linalg.norm(embedding))
+    if abs(norm - 1) < 0.01:
+        return None
+    return InputError(f"the model gave an embedding of length {norm:.3g} instead of 1 for it")

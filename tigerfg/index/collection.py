@@ -1,0 +1,183 @@
+"""A collection: the store and its vector index as one thread-safe thing, without any model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tigerfg.errors import CatalogError, InputError, MissingExtraError
+from tigerfg.index.database import StoreMeta
+from tigerfg.index.filters import compile_filter
+from tigerfg.index.flat import FlatIndex, index_file_is_stale
+from tigerfg.index.store import Record, Store
+
+logger = logging.getLogger("tigerfg")
+
+
+class Match(NamedTuple):
+    """One search result: cosine, the item's JSON form, and its map float32 (rows, columns)."""
+
+    score: float
+    document: dict[str, Any]
+    grounding_map: np.ndarray
+
+
+class Collection:
+    """Stored items and exact search among their vectors.
+
+    Every write is on the disk when its call returns, and every later search sees it, in this
+    process or another. Errors are CatalogError; what raises has changed nothing.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._index: FlatIndex | None = None
+        self._changed = self._closed = False
+        self._lock = threading.RLock()
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike, *, model: str, fingerprint: str, embedding_dim: int
+    ) -> Collection:
+        """Make an empty one in a directory that is new or empty, open for writing."""
+        return cls(
+            Store.create(path, model=model, fingerprint=fingerprint, embedding_dim=embedding_dim)
+        )
+
+    @classmethod
+    def open(cls, path: str | os.PathLike, read_only: bool = False) -> Collection:
+        """Open an existing one; only one process at a time can have it open for writing."""
+        return cls(Store.open(path, read_only))
+
+    @property
+    def path(self) -> Path:
+        """The catalogue's directory."""
+        return self._store.path
+
+    @property
+    def meta(self) -> StoreMeta:
+        """What the catalogue was made with."""
+        return self._store.meta
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writes are refused."""
+        return self._store.read_only
+
+    def require_open(self) -> None:
+        """CatalogError if the collection is closed."""
+        with self._exclusive():
+            pass
+
+    def require_writer(self, action: str) -> None:
+        """CatalogError if the collection is closed or open for reading only."""
+        with self._exclusive() as store:
+            store.require_writer(action)
+
+    def __len__(self) -> int:
+        with self._exclusive() as store:
+            return len(store)
+
+    def put(self, records: Sequence[Record], replace: bool = False) -> int:
+        """See `Store.put`."""
+        with self._exclusive() as store:
+            self._changed = True
+            return store.put(records, replace)
+
+    def delete(self, item_ids: Iterable[str]) -> int:
+        """See `Store.delete`."""
+        with self._exclusive() as store:
+            self._changed = True
+            return store.delete(item_ids)
+
+    def content_hash(self, item_id: str) -> bytes | None:
+        """Content hash of a stored item, None when there is none of this id."""
+        with self._exclusive() as store:
+            return store.content_hash(item_id)
+
+    def document(self, item_id: str) -> dict[str, Any] | None:
+        """A stored item's JSON form, None when there is none of this id."""
+        with self._exclusive() as store:
+            return store.document(item_id)
+
+    def documents(self) -> Iterator[dict[str, Any]]:
+        """All items' JSON forms in the order of storing; writes may go on meanwhile."""
+        last = 0
+        while True:
+            with self._exclusive() as store:
+                last, documents = store.documents_after(last)
+            if not documents:
+                return
+            yield from documents
+
+    def search(
+        self, embeddings: np.ndarray, k: int, where: Mapping[str, Any] | None = None
+    ) -> list[list[Match]]:
+        """The k best matches of each query, best first, equal scores in the order of storing.
+
+        Args:
+            embeddings: float32 (B, E), unit length.
+            k: at least 1; fewer come back only if fewer items (that match) are stored.
+            where: filter, see `tigerfg.index.filters`.
+        """
+        with self._exclusive() as store, store.snapshot():
+            index = self._synced_index()
+            allowed = store.select(where) if where else None
+            scores, ids = index.search(embeddings, k, allowed)
+            rows = store.rows(np.unique(ids).tolist())
+        scores = np.clip(scores, -1, 1)
+        return [
+            [Match(score, *rows[number]) for score, number in zip(*line, strict=True)]
+            for line in zip(scores.tolist(), ids.tolist(), strict=True)
+        ]
+
+    def flush(self) -> None:
+        """Write the index file, so that the next start is quick; items are safe without it."""
+        with self._exclusive() as store:
+            store.require_writer("write the index file")
+            with store.snapshot():
+                self._synced_index().save()
+
+    def close(self) -> None:
+        """Close the files and let the next writer in; a second call does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                if self._changed and index_file_is_stale(self._store):
+                    self.flush()
+            except (CatalogError, MissingExtraError) as error:
+                logger.warning("%s closed without an index file: %s", self.path, error)
+            finally:
+                self._closed = True
+                self._store.close()
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[Store]:
+        with self._lock:
+            if self._closed:
+                raise CatalogError(f"{self.path} is closed: open it again")
+            yield self._store
+
+    def _synced_index(self) -> FlatIndex:
+        """The index at the store's state; call inside a snapshot."""
+        if self._index is None:
+            self._index = FlatIndex(self._store)
+        else:
+            self._index.sync()
+        return self._index
+
+
+def check_search(k: int, where: Mapping[str, Any] | None) -> None:
+    """InputError if ``k`` or the filter of a search cannot be used."""
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise InputError(f"k {k!r} must be a whole number, at least 1")
+    if where is not None:
+        compile_filter(where)

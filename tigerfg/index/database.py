@@ -1,0 +1,211 @@
+"""The SQLite file of a catalogue: making it, opening it, its one writer, its errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from urllib.parse import quote
+
+from tigerfg.errors import CatalogError
+
+FORMAT = 1
+STORE_FILE = "catalog.sqlite"
+LOCK_FILE = "writer.lock"
+
+_APPLICATION_ID = 0x54474647  # "TGFG" in the SQLite header
+_SCHEMA = """
+BEGIN;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE items (
+    id INTEGER PRIMARY KEY, item_id TEXT NOT NULL UNIQUE, content_hash BLOB NOT NULL,
+    document TEXT NOT NULL);
+CREATE TABLE encodings (
+    id INTEGER PRIMARY KEY,
+    vector BLOB NOT NULL CHECK (length(vector) = {vector_bytes}),
+    grounding_map BLOB NOT NULL CHECK (length(grounding_map) = 2 * rows * columns),
+    rows INTEGER NOT NULL, columns INTEGER NOT NULL);
+CREATE TABLE fields (
+    key TEXT NOT NULL, value NOT NULL, id INTEGER NOT NULL, PRIMARY KEY (key, value, id)
+) WITHOUT ROWID;
+CREATE TABLE removals (number INTEGER PRIMARY KEY, id INTEGER NOT NULL);
+CREATE TABLE counter (number INTEGER NOT NULL);
+INSERT INTO counter VALUES (0);
+PRAGMA application_id = {application_id};
+PRAGMA user_version = {format};
+"""
+_HINTS = {  # words in SQLite's message -> what they mean to the user
+    "disk is full": "the disk is full, free some space and repeat the call",
+    "not a database": f"{STORE_FILE} is damaged or no SQLite file",
+    "malformed": f"{STORE_FILE} is damaged",
+    "readonly": "no permission to write there",
+    "unable to open": "no permission, or the file is gone",
+    "locked": "another process keeps it locked",
+    "I/O error": "the disk or its quota refuses",
+    "closed database": "the catalogue is closed",
+}
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What a catalogue was made with.
+
+    Attributes:
+        catalog_id: random name of this catalogue, 32 hex digits; its index file carries it too.
+        model: name or absolute path of the model bundle.
+        fingerprint: the bundle's fingerprint.
+        embedding_dim: length of a vector.
+        created: ISO time in UTC.
+    """
+
+    catalog_id: str
+    model: str
+    fingerprint: str
+    embedding_dim: int
+    created: str
+
+
+def is_catalog(path: str | os.PathLike) -> bool:
+    """Whether a directory holds a catalogue's store."""
+    return os.path.isfile(os.path.join(path, STORE_FILE))
+
+
+def create_database(path: Path, model: str, fingerprint: str, embedding_dim: int) -> int:
+    """Make an empty store in a new or empty directory; returns the writer's lock.
+
+    The file appears complete or not at all.
+    """
+    fresh = path / f"{STORE_FILE}.new"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CatalogError(f"cannot create a catalogue in {path}: {error.strerror}") from error
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    meta = StoreMeta(uuid.uuid4().hex, model, fingerprint, int(embedding_dim), created)
+    lock = lock_for_writing(path)
+    try:
+        if is_catalog(path):
+            raise CatalogError(
+                f"{path} holds a catalogue already: open it, or name a new directory"
+            )
+        if others := sorted(set(os.listdir(path)) - {fresh.name, LOCK_FILE}):
+            raise CatalogError(
+                f"{path} is neither empty nor a catalogue (it holds {others[0]!r}): "
+                "name a new directory"
+            )
+        fresh.unlink(missing_ok=True)
+        with (
+            explained(path, "create a catalogue"),
+            contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as db,
+        ):
+            db.executescript(
+                _SCHEMA.format(
+                    vector_bytes=2 * meta.embedding_dim,
+                    application_id=_APPLICATION_ID,
+                    format=FORMAT,
+                )
+            )
+            rows = [(key, json.dumps(value)) for key, value in asdict(meta).items()]
+            db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            db.execute("COMMIT")
+        os.replace(fresh, path / STORE_FILE)
+        fsync_directory(path)
+    except OSError as error:
+        os.close(lock)
+        raise CatalogError(f"cannot create a catalogue in {path}: {error.strerror}") from error
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def open_database(path: Path, read_only: bool) -> tuple[sqlite3.Connection, StoreMeta]:
+    """Connect to a catalogue's store and read what it was made with."""
+    if not is_catalog(path):
+        problem = f"holds no {STORE_FILE}" if path.is_dir() else "is no directory"
+        raise CatalogError(f"{path} is no catalogue: it {problem}; create one there first")
+    file = path / STORE_FILE
+    uri = f"file:{quote(str(file))}?mode={'ro' if read_only else 'rw'}"
+    if read_only and not os.access(path, os.W_OK) and not os.path.exists(f"{file}-wal"):
+        uri += "&immutable=1"  # WAL needs files beside the store, which nobody can make here
+    with explained(path, "open the catalogue"):
+        db = sqlite3.connect(
+            uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False
+        )
+        try:
+            db.execute("PRAGMA trusted_schema = OFF")
+            meta = _read_meta(path, db)
+            if not read_only:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            db.close()
+            raise
+    return db, meta
+
+
+def lock_for_writing(path: Path) -> int:
+    """Take the writer's lock of a directory; closing the returned descriptor gives it back."""
+    try:
+        descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise CatalogError(
+            f"cannot write to {path}: {error.strerror}; to search only, open it read-only"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise CatalogError(
+            f"{path} is open for writing already (process {holder}): close that one first, "
+            "or open this one read-only"
+        ) from error
+    with contextlib.suppress(OSError):  # the number is for messages: a full disk keeps no one out
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+@contextlib.contextmanager
+def explained(path: Path, action: str) -> Iterator[None]:
+    """Turn what SQLite raises into a CatalogError of one line."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        reason = str(error)
+        hint = next((text for words, text in _HINTS.items() if words in reason), None)
+        raise CatalogError(
+            f"cannot {action} in {path}: {f'{hint} ({reason})' if hint else reason}"
+        ) from error
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a rename inside a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_meta(path: Path, db: sqlite3.Connection) -> StoreMeta:
+    if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+        raise CatalogError(f"{path} is no catalogue: its {STORE_FILE} was not made by tigerfg")
+    found = db.execute("PRAGMA user_version").fetchone()[0]
+    if found != FORMAT:
+        raise CatalogError(
+            f"{path} has catalogue format {found}, this tigerfg knows {FORMAT}: update tigerfg"
+        )
+    try:
+        rows = db.execute("SELECT key, value FROM meta").fetchall()
+        return StoreMeta(**{key: json.loads(value) for key, value in rows})
+    except (TypeError, ValueError) as error:
+        raise CatalogError(f"{path} is damaged: its table meta cannot be read") from error

@@ -1,0 +1,326 @@
+"""The item store: a SQLite file that is the truth of a catalogue.
+
+Every write is one transaction, acknowledged when its commit has reached the disk. Writes are
+numbered: a stored item's internal id is the number of the write that stored it, and each removal is
+logged under a number of its own, so that whatever derives from the store (the vector index) catches
+up from the last number it has seen. Internal ids are never used twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tigerfg.errors import CatalogError, InputError
+from tigerfg.index.database import (
+    StoreMeta,
+    create_database,
+    explained,
+    is_catalog,
+    lock_for_writing,
+    open_database,
+)
+from tigerfg.index.filters import compile_filter, filter_fields
+
+_CHUNK = 500  # names or rows a statement
+
+
+class Record(NamedTuple):
+    """One item to store: ``vector`` is (E,) of length 1, ``grounding_map`` (rows, columns)."""
+
+    item_id: str
+    content_hash: bytes
+    document: str  # the item's JSON form
+    vector: np.ndarray
+    grounding_map: np.ndarray
+
+
+class Row(NamedTuple):
+    """One stored item as hits need it."""
+
+    document: dict[str, Any]
+    grounding_map: np.ndarray  # float32 (rows, columns)
+
+
+class Store:
+    """Open with `Store.create` or `Store.open`. Not thread-safe: the caller holds a lock.
+
+    Every method raises CatalogError, with one line, when SQLite or the disk refuses; a write that
+    raises has changed nothing.
+    """
+
+    def __init__(self, path: Path, db: sqlite3.Connection, meta: StoreMeta, lock: int | None):
+        self.path, self.meta = path, meta
+        self._db, self._lock = db, lock
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike, *, model: str, fingerprint: str, embedding_dim: int
+    ) -> Store:
+        """Make an empty catalogue in a directory that is new or empty, and open it for writing."""
+        path = Path(os.path.abspath(path))
+        return cls._open(path, create_database(path, model, fingerprint, embedding_dim))
+
+    @classmethod
+    def open(cls, path: str | os.PathLike, read_only: bool = False) -> Store:
+        """Open a catalogue; only one process at a time can have it open for writing."""
+        path = Path(os.path.abspath(path))
+        locking = not read_only and is_catalog(path)
+        return cls._open(path, lock_for_writing(path) if locking else None)
+
+    @classmethod
+    def _open(cls, path: Path, lock: int | None) -> Store:
+        try:
+            return cls(path, *open_database(path, read_only=lock is None), lock)
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
+            raise
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writes are refused."""
+        return self._lock is None
+
+    def require_writer(self, action: str) -> None:
+        """CatalogError if the catalogue is open for reading only."""
+        if self.read_only:
+            raise CatalogError(f"cannot {action}: {self.path} is open for reading only")
+
+    @property
+    def number(self) -> int:
+        """Number of the last write."""
+        with self._reading("read"):
+            return self._db.execute("SELECT number FROM counter").fetchone()[0]
+
+    def __len__(self) -> int:
+        with self._reading("count"):
+            return self._db.execute("SELECT count(*) FROM items").fetchone()[0]
+
+    def put(self, records: Sequence[Record], replace: bool = False) -> int:
+        """Store a batch in one transaction; on return it is on the disk.
+
+        Args:
+            records: distinct item ids; without ``replace`` none of them may be stored already.
+            replace: remove the stored items of these ids in the same transaction.
+
+        Returns:
+            How many stored items were replaced.
+        """
+        with self._writing("store items"):
+            replaced = self._remove([record.item_id for record in records]) if replace else 0
+            first = self._advance(len(records)) + 1
+            numbered = list(enumerate(records, first))
+            self._db.executemany(
+                "INSERT INTO items VALUES (?, ?, ?, ?)",
+                ((number, r.item_id, r.content_hash, r.document) for number, r in numbered),
+            )
+            self._db.executemany(
+                "INSERT INTO encodings VALUES (?, ?, ?, ?, ?)",
+                (
+                    (n, _fp16(r.vector), _fp16(r.grounding_map), *r.grounding_map.shape)
+                    for n, r in numbered
+                ),
+            )
+            self._db.executemany(
+                "INSERT INTO fields VALUES (?, ?, ?)",
+                (row for number, r in numbered for row in _field_rows(number, r.document)),
+            )
+        return replaced
+
+    def delete(self, item_ids: Iterable[str]) -> int:
+        """Remove items in one transaction; returns how many there were, unknown ids are passed."""
+        with self._writing("delete items"):
+            return self._remove(item_ids)
+
+    def content_hash(self, item_id: str) -> bytes | None:
+        """Content hash of a stored item, None when there is none of this id."""
+        with self._reading("look up an item"):
+            row = self._db.execute(
+                "SELECT content_hash FROM items WHERE item_id = ?", (_checked_id(item_id),)
+            ).fetchone()
+        return row and row[0]
+
+    def document(self, item_id: str) -> dict[str, Any] | None:
+        """A stored item's JSON form, None when there is none of this id."""
+        rows = self._by_item_id([item_id])
+        return json.loads(rows[0][2]) if rows else None
+
+    def documents_after(self, number: int) -> tuple[int, list[dict[str, Any]]]:
+        """The next items' JSON forms in the order of storing, and the last one's internal id."""
+        with self._reading("read items"):
+            rows = self._db.execute(
+                "SELECT id, document FROM items WHERE id > ? ORDER BY id LIMIT ?", (number, _CHUNK)
+            ).fetchall()
+        return (rows[-1][0] if rows else number), [json.loads(row[1]) for row in rows]
+
+    def rows(self, ids: Iterable[int]) -> dict[int, Row]:
+        """Items and grounding maps by internal id."""
+        found = {}
+        for chunk in _chunks(ids):
+            with self._reading("read items"):
+                for number, document, grounding_map, *shape in self._db.execute(
+                    "SELECT id, document, grounding_map, rows, columns FROM items "
+                    f"JOIN encodings USING (id) WHERE id IN ({_marks(chunk)})",
+                    chunk,
+                ):
+                    grid = np.frombuffer(grounding_map, "<f2").astype(np.float32).reshape(shape)
+                    found[number] = Row(json.loads(document), grid)
+        return found
+
+    def select(self, where: Mapping[str, Any]) -> np.ndarray:
+        """Internal ids int64 of the items that match a filter, ascending (see `filters`)."""
+        sql, parameters = compile_filter(where)
+        with self._reading("filter"):
+            rows = self._db.execute(f"SELECT id FROM items WHERE {sql} ORDER BY id", parameters)
+            return np.fromiter((row[0] for row in rows), np.int64)
+
+    def removed_since(self, number: int) -> np.ndarray:
+        """Internal ids int64 that were removed after a write number."""
+        with self._reading("read removals"):
+            rows = self._db.execute("SELECT id FROM removals WHERE number > ?", (number,))
+            return np.fromiter((row[0] for row in rows), np.int64)
+
+    def vectors_since(
+        self, number: int, chunk: int = 16_384
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Ids int64 (n,) ascending and vectors float32 (n, E) stored after a write number."""
+        while True:
+            with self._reading("read vectors"):
+                rows = self._db.execute(
+                    "SELECT id, vector FROM encodings WHERE id > ? ORDER BY id LIMIT ?",
+                    (number, chunk),
+                ).fetchall()
+            if not rows:
+                return
+            number = rows[-1][0]
+            ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
+            vectors = np.frombuffer(b"".join(row[1] for row in rows), "<f2")
+            yield ids, vectors.astype(np.float32).reshape(len(ids), self.meta.embedding_dim)
+
+    def check(self) -> list[str]:
+        """Look for damage: one line each, an empty list when all is well."""
+        problems = []
+        with self._reading("check"):
+            for (line,) in self._db.execute("PRAGMA integrity_check"):
+                if line != "ok":
+                    problems.append(f"sqlite: {line}")
+            pairs = {
+                "items without a vector": "items WHERE id NOT IN (SELECT id FROM encodings)",
+                "vectors without an item": "encodings WHERE id NOT IN (SELECT id FROM items)",
+                "filter values without an item": "fields WHERE id NOT IN (SELECT id FROM items)",
+                "removed items that are still there": "removals JOIN items USING (id)",
+                "numbers after the last write": "items WHERE id > (SELECT number FROM counter)",
+            }
+            for what, source in pairs.items():
+                if count := self._db.execute(f"SELECT count(*) FROM {source}").fetchone()[0]:
+                    problems.append(f"{count} {what}")
+        for ids, vectors in self.vectors_since(0):
+            norms = np.linalg.norm(vectors, axis=1)
+            wrong = int((~(np.abs(norms - 1) < 0.01)).sum())  # fp16 rounds within 0.001
+            if wrong:
+                problems.append(f"{wrong} vectors not of length 1 among ids {ids[0]}-{ids[-1]}")
+        return problems
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside sees one state of the catalogue, whatever others write."""
+        with self._reading("read"):
+            self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._db.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the file and let the next writer in."""
+        self._db.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _by_item_id(self, item_ids: Iterable[str]) -> list[tuple[int, str, str]]:
+        """(id, item_id, document) of the stored ones among some item ids."""
+        found = []
+        for chunk in _chunks(map(_checked_id, item_ids)):
+            with self._reading("look up items"):
+                found += self._db.execute(
+                    f"SELECT id, item_id, document FROM items WHERE item_id IN ({_marks(chunk)})",
+                    chunk,
+                ).fetchall()
+        return found
+
+    def _remove(self, item_ids: Iterable[str]) -> int:
+        found = self._by_item_id(item_ids)
+        ids = [(number,) for number, _, _ in found]
+        self._db.executemany("DELETE FROM items WHERE id = ?", ids)
+        self._db.executemany("DELETE FROM encodings WHERE id = ?", ids)
+        self._db.executemany(
+            "DELETE FROM fields WHERE key = ? AND value = ? AND id = ?",
+            (row for number, _, document in found for row in _field_rows(number, document)),
+        )
+        first = self._advance(len(ids)) + 1
+        self._db.executemany(
+            "INSERT INTO removals VALUES (?, ?)",
+            ((number, removed) for number, (removed,) in enumerate(ids, first)),
+        )
+        return len(ids)
+
+    def _advance(self, count: int) -> int:
+        """Take ``count`` write numbers; returns the last one taken before."""
+        last = self.number
+        self._db.execute("UPDATE counter SET number = ?", (last + count,))
+        return last
+
+    def _reading(self, action: str) -> contextlib.AbstractContextManager[None]:
+        return explained(self.path, action)
+
+    @contextlib.contextmanager
+    def _writing(self, action: str) -> Iterator[None]:
+        self.require_writer(action)
+        with explained(self.path, action):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # a full disk has rolled back already
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+def _fp16(values: np.ndarray) -> bytes:
+    return np.ascontiguousarray(values, "<f2").tobytes()
+
+
+def _field_rows(number: int, document: str) -> Iterator[tuple[str, Any, int]]:
+    for key, values in filter_fields(json.loads(document)).items():
+        for value in values:
+            yield key, value, number
+
+
+def _checked_id(item_id: str) -> str:
+    if not isinstance(item_id, str):
+        raise InputError(f"item id {item_id!r} is {type(item_id).__name__}, not a string")
+    try:
+        item_id.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"item id {item_id!r} is no valid Unicode text") from None
+    return item_id
+
+
+def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
+    values = list(values)
+    for start in range(0, len(values), _CHUNK):
+        yield values[start : start + _CHUNK]
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))

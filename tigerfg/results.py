@@ -1,0 +1,89 @@
+"""What a `Searcher` gives back: hits, reports and facts about the catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tigerfg.records import Item, Rejected
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One found item.
+
+    Attributes:
+        item_id: the item's id.
+        score: cosine similarity of query and item, in [-1, 1].
+        item: the stored item; its image is the absolute path, None if it came without a path.
+        grounding_map: float32 (rows, columns), where the item tower looked for the product in the
+            item's picture: one weight a patch of the upright picture, summing to about 1.
+    """
+
+    item_id: str
+    score: float
+    item: Item
+    grounding_map: np.ndarray = field(repr=False, compare=False)
+
+    @classmethod
+    def from_match(cls, score: float, document: dict[str, Any], grounding_map: np.ndarray) -> Hit:
+        """Build a hit from what a collection's search gives."""
+        return cls(document["item_id"], score, Item.from_dict(document), grounding_map)
+
+
+@dataclass(frozen=True)
+class SearcherInfo:
+    """What `Searcher.info` tells.
+
+    Attributes:
+        catalog_id, model, fingerprint, embedding_dim, created: see `StoreMeta`.
+        engine: name, precision and device; None until the first picture is encoded.
+        size_bytes: of all files in the catalogue's directory.
+    """
+
+    path: Path
+    items: int
+    catalog_id: str
+    model: str
+    fingerprint: str
+    embedding_dim: int
+    created: str
+    engine: str | None
+    read_only: bool
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class AddReport:
+    """What became of the items of one call, or, given to ``progress``, so far.
+
+    Attributes:
+        added: items that were not in the catalogue and now are.
+        replaced: items that took the place of a stored one (`upsert` only).
+        unchanged: items that are stored already with the same content; nothing was computed.
+        rejected: items left out, with their reasons.
+        seconds: time since the call began.
+        rejects_file: where the rejects were written too, one JSON object a line; None if none.
+    """
+
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+    seconds: float = 0.0
+    rejects_file: Path | None = None
+
+    @property
+    def images_per_second(self) -> float:
+        """Items encoded and stored a second."""
+        return (self.added + self.replaced) / self.seconds if self.seconds > 0 else 0.0
+
+    def __str__(self) -> str:
+        parts = [f"{self.added} added"]
+        parts += [f"{self.replaced} replaced"] if self.replaced else []
+        parts += [f"{self.unchanged} unchanged"] if self.unchanged else []
+        parts += [f"{len(self.rejected)} rejected"] if self.rejected else []
+        return f"{', '.join(parts)} in {self.seconds:.1f} s ({self.images_per_second:.0f}/s)"

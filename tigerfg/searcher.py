@@ -1,0 +1,351 @@
+"""Searcher: a catalogue on disk that answers "which items does this cropped photo show?"."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tigerfg.bundle import Bundle
+from tigerfg.encoder import Encoder
+from tigerfg.errors import BundleError, CatalogError, InputError
+from tigerfg.images import ImageSource
+from tigerfg.index.collection import Collection, check_search
+from tigerfg.index.database import is_catalog
+from tigerfg.ingest import OnProgress, ingest
+from tigerfg.records import Item, Rejected
+from tigerfg.results import AddReport, Hit, SearcherInfo
+
+if TYPE_CHECKING:
+    from tigerfg.engines import Engine
+
+__all__ = ["AddReport", "Hit", "Searcher", "SearcherInfo"]
+
+Box = Sequence[float]
+Where = Mapping[str, Any]
+
+logger = logging.getLogger("tigerfg")
+
+
+class Searcher:
+    """A catalogue with its model. Make one with `Searcher.create` or `Searcher.open`.
+
+    Safe to use from several threads; a search sees every write that has returned, in this process
+    or another. One process at a time can have a catalogue open for writing, any number to read.
+
+        with Searcher.create("shop") as searcher:
+            searcher.add([Item("mug-1", "mug.jpg", title="Blue mug")])
+            hits = searcher.search("photo.jpg", box=(40, 60, 300, 340), k=5)
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        model: Bundle,
+        engine: str | Engine,
+        precision: str,
+        threads: int | None,
+    ) -> None:
+        self.model = model
+        self._collection = collection
+        self._engine, self._precision, self._threads = engine, precision, threads
+        self._encoder: Encoder | None = None
+        self._writing = threading.RLock()  # one add, upsert, delete or close at a time
+        self._starting = threading.Lock()  # of the encoder
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike,
+        model: str | os.PathLike | Bundle = "tiny",
+        engine: str | Engine = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        exist_ok: bool = False,
+    ) -> Searcher:
+        """Make an empty catalogue in a new or empty directory and open it for writing.
+
+        Args:
+            path: the catalogue's directory.
+            model: a bundle, its directory, or the name of one that comes with tigerfg.
+            engine, precision, threads: as `tigerfg.engines.open_engine` takes them, or an engine
+                that is open already (the caller closes it).
+            exist_ok: open a catalogue that is there already instead of raising.
+
+        Raises:
+            CatalogError: the directory is neither new nor empty, or cannot be written.
+            BundleError: the model cannot be used.
+        """
+        if exist_ok and is_catalog(path):
+            return cls.open(path, model, engine=engine, precision=precision, threads=threads)
+        bundle = _bundle(model)
+        collection = Collection.create(
+            path,
+            model=_model_name(model, bundle),
+            fingerprint=bundle.fingerprint,
+            embedding_dim=bundle.embedding_dim,
+        )
+        return cls(collection, bundle, engine, precision, threads)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike,
+        model: str | os.PathLike | Bundle | None = None,
+        read_only: bool = False,
+        engine: str | Engine = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> Searcher:
+        """Open a catalogue.
+
+        Args:
+            model: None for the one it was made with; else that same model, wherever it lies now.
+            read_only: search and read only, beside any number of others and one writer.
+
+        Raises:
+            CatalogError: no catalogue, damaged, made with another model, or open for writing
+                elsewhere.
+            BundleError: the model cannot be used.
+        """
+        collection = Collection.open(path, read_only)
+        try:
+            bundle = _recorded_bundle(collection) if model is None else _bundle(model)
+            if bundle.fingerprint != collection.meta.fingerprint:
+                raise CatalogError(
+                    f"{collection.path} was made with the model {collection.meta.model} "
+                    f"({collection.meta.fingerprint[:12]}), not with {_model_name(model, bundle)} "
+                    f"({bundle.fingerprint[:12]}): open it with that model, or index again"
+                )
+        except BaseException:
+            collection.close()
+            raise
+        return cls(collection, bundle, engine, precision, threads)
+
+    def add(
+        self,
+        items: Iterable[Item | Mapping[str, Any] | Rejected],
+        batch_size: int = 32,
+        progress: OnProgress = None,
+    ) -> AddReport:
+        """Encode and store new items, batch after batch; a batch that is stored stays.
+
+        Items that cannot be used and items whose id is taken are left out with their reason (in
+        the report and in the catalogue's rejects.jsonl); an item that is stored already with the
+        same content is passed over. A `Rejected` among the items, as readers give them, is noted
+        like the others.
+
+        Args:
+            items: any iterable of `Item` or dict; read as it is needed.
+            batch_size: items encoded at once and stored in one transaction.
+            progress: True for a progress bar, or a function that gets an `AddReport` after each
+                batch has reached the disk.
+
+        Raises:
+            CatalogError: the disk is full or refuses; the batches before are kept.
+        """
+        return self._ingest(items, batch_size, progress, replace=False)
+
+    def upsert(
+        self,
+        items: Iterable[Item | Mapping[str, Any] | Rejected],
+        batch_size: int = 32,
+        progress: OnProgress = None,
+    ) -> AddReport:
+        """As `add`, but an item whose id is taken replaces the stored one."""
+        return self._ingest(items, batch_size, progress, replace=True)
+
+    def delete(self, item_ids: str | Iterable[str]) -> int:
+        """Delete items in one transaction; returns how many. Unknown ids are logged and passed."""
+        wanted = {item_ids} if isinstance(item_ids, str) else set(item_ids)
+        with self._writing:
+            deleted = self._collection.delete(wanted)
+        if deleted < len(wanted):
+            logger.warning(
+                "delete: %d of %d item ids are not in %s",
+                len(wanted) - deleted,
+                len(wanted),
+                self._collection.path,
+            )
+        return deleted
+
+    def search(
+        self, image: ImageSource, box: Box | None = None, k: int = 10, where: Where | None = None
+    ) -> list[Hit]:
+        """The k items that the photo most likely shows, best first.
+
+        Args:
+            image: path, bytes, PIL image or uint8 array.
+            box: the product in the photo, ``(x0, y0, x1, y1)`` in pixels of the image as stored;
+                None if the photo is cropped already.
+            k: how many; fewer come back only if fewer items (that match) are stored.
+            where: filter, see `tigerfg.index.filters`.
+
+        Raises:
+            InputError: the picture, the box, k or the filter cannot be used.
+        """
+        check_search(k, where)
+        return self.search_embeddings(self.encode_query(image, box)[None], k, where)[0]
+
+    def search_batch(
+        self,
+        images: Sequence[ImageSource],
+        boxes: Sequence[Box | None] | None = None,
+        k: int = 10,
+        where: Where | None = None,
+        on_error: str = "raise",
+    ) -> list[list[Hit] | None]:
+        """`search` for many photos at once.
+
+        Args:
+            boxes: one box or None a photo; None for no boxes at all.
+            on_error: "raise" an InputError that names every photo that cannot be used, by
+                position, before anything is searched; or "skip" them: each gives None in the
+                result and a warning in the log.
+        """
+        check_search(k, where)
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"on_error {on_error!r} is neither 'raise' nor 'skip'")
+        if isinstance(images, (str, bytes, os.PathLike)):
+            raise InputError("search_batch takes a list of images; use search for a single one")
+        images = list(images)
+        boxes = [None] * len(images) if boxes is None else list(boxes)
+        if len(boxes) != len(images):
+            raise InputError(f"{len(boxes)} boxes for {len(images)} images: give one box an image")
+        queries = list(zip(images, boxes, strict=True))
+        encoder = self._get_encoder()
+        if on_error == "raise":
+            return list(self.search_embeddings(encoder.encode_queries(queries), k, where))
+        results = encoder.try_queries(queries)
+        bad = {n: result for n, result in enumerate(results) if isinstance(result, InputError)}
+        for position, error in bad.items():
+            logger.warning("search_batch: query %d skipped: %s", position, error)
+        good = [result for n, result in enumerate(results) if n not in bad]
+        hits = iter(self.search_embeddings(np.stack(good), k, where) if good else ())
+        return [None if n in bad else next(hits) for n in range(len(results))]
+
+    def search_embeddings(
+        self, embeddings: np.ndarray, k: int = 10, where: Where | None = None
+    ) -> list[list[Hit]]:
+        """`search` for embeddings (B, E) of unit length, as `encode_query` gives them."""
+        check_search(k, where)
+        embeddings = np.asarray(embeddings, np.float32)
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.model.embedding_dim:
+            raise InputError(
+                f"embeddings of shape {embeddings.shape}: give (B, {self.model.embedding_dim})"
+            )
+        if not np.isfinite(embeddings).all():
+            raise InputError("embeddings hold numbers that are not finite")
+        found = self._collection.search(embeddings, k, where)
+        return [[Hit.from_match(*match) for match in matches] for matches in found]
+
+    def encode_query(self, image: ImageSource, box: Box | None = None) -> np.ndarray:
+        """The photo's embedding: float32 (E,), unit length."""
+        return self._get_encoder().encode_query(image, box)
+
+    def get(self, item_id: str) -> Item | None:
+        """The stored item of this id, or None."""
+        document = self._collection.document(item_id)
+        return None if document is None else Item.from_dict(document)
+
+    def __contains__(self, item_id: object) -> bool:
+        return isinstance(item_id, str) and self.get(item_id) is not None
+
+    def __len__(self) -> int:
+        return len(self._collection)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Item]:
+        """The items in the order in which they were stored."""
+        return map(Item.from_dict, self._collection.documents())
+
+    @property
+    def info(self) -> SearcherInfo:
+        """What this catalogue is and what it runs on."""
+        path = self._collection.path
+        engine = self._encoder and self._encoder.engine.info
+        return SearcherInfo(
+            **asdict(self._collection.meta),
+            path=path,
+            items=len(self),
+            engine=f"{engine.name} {engine.precision} on {engine.device}" if engine else None,
+            read_only=self._collection.read_only,
+            size_bytes=sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
+        )
+
+    def flush(self) -> None:
+        """Write the index file, so that the next start is quick; items are safe without it."""
+        self._collection.flush()
+
+    def close(self) -> None:
+        """Close the catalogue; a second call does nothing."""
+        with self._writing, self._starting:
+            self._collection.close()
+            if self._encoder is not None:
+                self._encoder.close()
+                if isinstance(self._engine, str):
+                    self._encoder.engine.close()
+                self._encoder = None
+
+    def __enter__(self) -> Searcher:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _ingest(
+        self,
+        items: Iterable[Item | Mapping[str, Any] | Rejected],
+        batch_size: int,
+        progress: OnProgress,
+        replace: bool,
+    ) -> AddReport:
+        self._collection.require_writer("store items")
+        with self._writing:
+            return ingest(
+                items,
+                self._get_encoder(),
+                self._collection,
+                replace=replace,
+                batch_size=batch_size,
+                progress=progress,
+            )
+
+    def _get_encoder(self) -> Encoder:
+        with self._starting:
+            self._collection.require_open()
+            if self._encoder is None:
+                engine = self._engine
+                if isinstance(engine, str):
+                    from tigerfg.engines import open_engine
+
+                    engine = open_engine(self.model, engine, self._precision, self._threads)
+                self._encoder = Encoder(self.model, engine)
+            return self._encoder
+
+
+def _bundle(model: str | os.PathLike | Bundle) -> Bundle:
+    return Bundle.open(model) if isinstance(model, (str, os.PathLike)) else model
+
+
+def _recorded_bundle(collection: Collection) -> Bundle:
+    try:
+        return _bundle(collection.meta.model)
+    except BundleError as error:
+        raise BundleError(
+            f"{error}; {collection.path} was made with it: if it lies elsewhere now, pass model="
+        ) from error
+
+
+def _model_name(model: str | os.PathLike | Bundle | None, bundle: Bundle) -> str:
+    """What a catalogue records: a directory's absolute path, or the name of a shipped bundle."""
+    if isinstance(model, (str, os.PathLike)) and not os.path.isdir(model):
+        return os.fspath(model)
+    return str(bundle.path.absolute())
