@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer
+from fakes import FakeBundle, FakeEngine, save_picture
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from tigerfg.bundle import Bundle
+from tigerfg.cli import app as cli
+from tigerfg.cli import console, export, options
+from tigerfg.engines import Candidate, Choice
+from tigerfg.errors import CatalogError, InputError
+
+TIGERFG = (sys.executable, "-c", "from tigerfg.cli import main; main()")
+COMMANDS = list(cli.COMMANDS)
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+def shell(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own."""
+    command = [*TIGERFG, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+def assert_one_line(result: Result, code: int, *words: str) -> None:
+    assert result.exit_code == code, result.output
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight items and as many queries; model and engine are fake: same picture, score 1."""
+    monkeypatch.setattr(Bundle, "open", classmethod(lambda cls, name="tiny": FakeBundle()))
+    monkeypatch.setattr("tigerfg.engines.open_engine", lambda *a, **k: FakeEngine())
+    monkeypatch.chdir(tmp_path)
+    items, queries = [], []
+    for n in range(8):
+        save_picture(tmp_path / f"{n}.png", n)
+        item = {"item_id": f"i{n}", "image": f"{n}.png", "title": f"Thing [{n}]"}
+        items.append({**item, "attributes": {"price": str(n)}, "split": "test" if n < 6 else "x"})
+        query = {"query_id": f"q{n}", "image": f"{n}.png", "item_ids": [f"i{n}"]}
+        queries.append({**query, "query_kind": "odd" if n % 2 else "even"})
+    for name, records in (("items", items), ("queries", queries)):
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Usage: tigerfg {command} " in result.stdout
+
+
+def test_help_lists_every_command_and_is_shown_without_arguments():
+    result = run()
+    assert result.exit_code == 0
+    assert result.stdout == run("--help").stdout
+    for command in COMMANDS:
+        assert f" {command} " in result.stdout
+
+
+def test_export_help():
+    result = CliRunner().invoke(export.app, ["--help"])
+    assert result.exit_code == 0
+    assert "--parity-data" in result.stdout
+
+
+def test_version():
+    assert re.fullmatch(r"tigerfg \d+\.\d+\.\d+\n", run("--version").stdout)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['tigerfg', '--help']\n"
+        "from tigerfg.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'PIL', 'torch', 'faiss', 'onnxruntime', 'openvino'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["nosuch"], ["No such command", "nosuch", "tigerfg --help"]),
+        (["search"], ["Missing argument", "IMAGE"]),
+        (["search", "gone.jpg"], ["gone.jpg", "does not exist"]),
+        (["search", "0.png", "--box", "1,2,3"], ["--box", "1,2,3"]),
+        (["search", "0.png", "--where", "{"], ["--where", "object"]),
+        (["search", "0.png", "--where", "[1]"], ["--where", "object"]),
+        (["search", "0.png", "-k", "0"], ["-k"]),
+        (["search", "0.png", "--colour"], ["--colour"]),
+        (["eval", ".", "--filter", "x"], ["--filter", "key=value"]),
+        (["index"], ["--items"]),
+        (["index", "--items", "gone.jsonl"], ["gone.jsonl", "does not exist"]),
+        (["render", "out", "--layout", "round"], ["--layout", "round"]),
+    ],
+)
+def test_wrong_usage_is_one_line(shop, args, words):
+    assert_one_line(run(*args), 2, *words)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["search", "0.png", "--catalog", "nowhere"], ["nowhere"]),
+        (["search", "0.png", "--catalog", "."], ["catalog"]),
+        (["eval", ".", "--split", "dev"], ["split=dev"]),
+        (["eval", ".", "--mode", "magic"], ["magic"]),
+        (["index", "--items", "items.txt"], ["items.txt"]),
+        (["index", "--items", "items.jsonl", "--catalog", "0.png"], ["0.png"]),
+    ],
+)
+def test_bad_input_is_one_line(shop, args, words):
+    (shop / "items.txt").touch()
+    assert_one_line(run(*args), 1, *words)
+
+
+def test_unknown_model_is_one_line(tmp_path):
+    result = shell("index", "--items", ".", "--model", "giant", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert "giant" in result.stderr
+
+
+@pytest.mark.parametrize("where", ["option", "environment"])
+def test_debug_shows_the_traceback(tmp_path, where):
+    options = ["--debug"] if where == "option" else []
+    debug = {} if where == "option" else {"TIGERFG_DEBUG": "1"}
+    result = shell(*options, "search", sys.executable, cwd=tmp_path, env={**os.environ, **debug})
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (CatalogError("two\nlines"), 1, "error: two lines"),
+        (OSError(28, "No space left on device", "x.db"), 1, "error: x.db: No space left"),
+        (RuntimeError("odd"), 1, "internal error: RuntimeError: odd"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (typer.Exit(3), 3, None),
+    ],
+)
+def test_exit_codes(shop, monkeypatch, error, code, words):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tigerfg.searcher.Searcher.open", fail)
+    result = run("search", "0.png")
+    if words is None:
+        assert (result.exit_code, result.stderr) == (code, "")
+    else:
+        assert_one_line(result, code, words)
+
+
+def test_ctrl_c_in_the_real_process(tmp_path):
+    process = subprocess.Popen(
+        [*TIGERFG, "render", "out", "--n", "100000", "--workers", "1"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 40
+    while not (tmp_path / "out/images").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=40)
+    assert process.returncode == 130
+    assert stderr.strip() == "interrupted"
+
+
+def test_index_then_search(shop):
+    result = run("index", "--items", "items.jsonl")
+    assert result.exit_code == 0, result.output
+    assert "8 added" in result.stdout
+    assert "catalog holds 8 items" in result.stdout
+    again = run("index", "--items", "items.jsonl")
+    assert (again.exit_code, "8 unchanged" in again.stdout) == (0, True)
+
+    found = run("search", "3.png", "-k", "2", "--json")
+    hits = json.loads(found.stdout)
+    assert [hit["rank"] for hit in hits] == [1, 2]
+    assert hits[0]["item_id"] == "i3"
+    assert hits[0]["score"] == pytest.approx(1.0, abs=1e-2)  # vectors are stored in fp16
+    table = run("search", "3.png", "-k", "2").stdout
+    assert "Thing [3]" in table
+    assert not CONTROL.search(table)
+
+
+def test_search_filters(shop):
+    run("index", "--items", "items.jsonl")
+    where = json.dumps({"price": {"$gte": 6}})
+    hits = json.loads(run("search", "3.png", "--where", where, "--json").stdout)
+    assert {hit["item_id"] for hit in hits} == {"i6", "i7"}
+    nothing = run("search", "3.png", "--where", '{"price": 99}')
+    assert (nothing.exit_code, "no item matches" in nothing.stdout) == (0, True)
+
+
+def test_search_writes_sheets(shop):
+    run("index", "--items", "items.jsonl")
+    args = ["--box", "0,0,8,8", "--png", "s.png", "--html", "s.html"]
+    result = run("search", "3.png", "-k", "3", *args)
+    assert result.exit_code == 0, result.output
+    assert Image.open(shop / "s.png").width > 500
+    assert "Thing [" in (shop / "s.html").read_text()
+    assert result.stderr.count("contact sheet") == 2
+
+
+def test_index_keeps_the_good_and_lists_the_bad(shop):
+    (shop / "2.png").write_bytes(b"")
+    with open(shop / "items.jsonl", "a") as file:
+        file.write("{broken\n")
+    result = run("index", "--items", "items.jsonl")
+    assert result.exit_code == 0, result.output
+    assert "7 added" in result.stdout
+    assert "2 rejected" in result.stdout
+    assert "2.png" in result.stderr
+    assert "items.jsonl:9" in result.stderr
+    assert "rejects.jsonl" in result.stderr
+    lines = (shop / "catalog/rejects.jsonl").read_text().splitlines()
+    ids = {json.loads(line)["item_id"] for line in lines}
+    assert ids == {"i2", None}
+
+
+def test_index_with_nothing_good_fails(shop):
+    for n in range(8):
+        (shop / f"{n}.png").unlink()
+    result = run("index", "--items", "items.jsonl")
+    assert result.exit_code == 1
+    assert "... and 3 more" in result.stderr
+    assert_one_line(run("index", "--items", "items.jsonl", "--split", "dev"), 1, "split=dev")
+
+
+def test_index_split_and_upsert(shop):
+    assert "6 added" in run("index", "--items", ".", "--split", "test").stdout
+    text = (shop / "items.jsonl").read_text().replace("Thing [0]", "Other")
+    (shop / "items.jsonl").write_text(text)
+    refused = run("index", "--items", ".", "--split", "test")
+    assert (refused.exit_code, "1 rejected" in refused.stdout) == (0, True)
+    assert "1 replaced" in run("index", "--items", ".", "--split", "test", "--upsert").stdout
+
+
+def test_eval(shop):
+    result = run("eval", ".", ".", "--mode", "item", "--mode", "global", "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith(" . ")]
+    assert [row[1:3] for row in rows] == [
+        [mode, kind] for mode in ("item", "global") * 2 for kind in ("all", "even", "odd")
+    ]
+    results = json.loads((shop / "r.json").read_text())
+    assert len(results) == 4
+    assert results[0]["overall"]["recall"] == {"1": 1.0, "5": 1.0, "10": 1.0}
+    assert results[0]["conditions"]["fingerprint"] == "f" * 64
+    assert not CONTROL.search(result.stdout)
+
+
+def test_eval_says_what_it_skipped(shop):
+    result = run("eval", ".", "--filter", "split=test")
+    assert result.exit_code == 0, result.output
+    assert "2 queries skipped" in result.stderr
+
+
+def test_eval_keeps_the_results_before_a_bad_directory(shop):
+    (shop / "empty").mkdir()
+    result = run("eval", ".", "empty")
+    assert result.exit_code == 1
+    assert "1.000" in result.stdout
+    assert "empty" in result.stderr.strip().splitlines()[-1]
+
+
+def test_render_and_demo(shop):
+    rendered = run("render", "out", "--n", "3", "--image-size", "64", "--workers", "1")
+    assert rendered.exit_code == 0, rendered.output
+    assert (shop / "out/standard/items.jsonl").is_file()
+    assert (shop / "out/cluttered/items.jsonl").is_file()
+    result = run("demo", "--n", "10")
+    assert result.exit_code == 0, result.output
+    assert "10 items and 10 queries" in result.stdout
+    assert "demo/sheet.png" in result.stdout
+    assert Image.open(shop / "demo/sheet.png").width > 1000
+    assert "<img" in (shop / "demo/sheet.html").read_text()
+    assert "10 items and 10 queries" in run("demo", "--n", "10").stdout  # once more, reused
+
+
+def test_doctor_without_a_model_still_shows_the_machine(tmp_path):
+    result = shell("doctor", "--model", "giant", cwd=tmp_path)
+    assert result.returncode == 1
+    for word in ("python", "numpy", "cpu", "threads", "cuda", "onnx", "giant"):
+        assert word in result.stdout
+
+
+def test_doctor_shows_the_choice_for_each_tower(shop, monkeypatch):
+    def choose(bundle: object, tower: str, threads: int) -> Choice:
+        rows = (
+            Candidate("openvino", "fp32", 1.25, 1.0, ""),
+            Candidate("onnx", "int8", None, None, "broken"),
+        )
+        return Choice(tower, "openvino", "fp32", rows)
+
+    monkeypatch.setattr("tigerfg.engines.choose", choose)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shop / "cache"))
+    result = run("doctor", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    for tower in ("query", "item"):
+        assert f"{tower} tower" in result.stdout
+    assert result.stdout.count("* openvino fp32 1.25 ms a picture cosine 1.0000") == 2
+    assert "onnx int8 (broken)" in result.stdout
+    assert str(shop / "cache") in result.stdout
+
+
+def test_parsers():
+    assert options.parse_box("1,2,3.5,4") == (1.0, 2.0, 3.5, 4.0)
+    assert options.parse_box(None) is None
+    assert options.parse_filters(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "words"), [(1, "item", "1 item"), (0, "query", "0 queries")]
+)
+def test_plural(count, noun, words):
+    assert console.plural(count, noun) == words
+
+
+def test_export_passes_its_options_on(tmp_path, monkeypatch):
+    calls = []
+    fake = SimpleNamespace(
+        PRECISIONS=("fp32", "int8"), export_bundle=lambda *args, **kwargs: calls.append(args)
+    )
+    monkeypatch.setitem(sys.modules, "tigerfg.export", fake)
+    for flags in ([], ["--int8"]):
+        args = ["--ckpt", str(tmp_path), "--out", str(tmp_path / "b"), *flags]
+        result = CliRunner().invoke(export.app, args)
+        assert result.exit_code == 0, result.output
+    assert [call[2] for call in calls] == [("fp32", "int8"), ["int8"]]
+
+
+def test_export_without_checkpoint_is_one_line(tmp_path):
+    args = ["--ckpt", str(tmp_path / "gone"), "--out", str(tmp_path / "b")]
+    assert_one_line(CliRunner().invoke(export.app, args), 2, "gone", "does not exist")
+
+
+def test_train_configuration(tmp_path):
+    pytest.importorskip("torch")
+    from tigerfg.cli.train import train_config
+
+    file = tmp_path / "train.json"
+    settings = {"products": 7, "model": {"item_tower": "global", "grounding": {"heads": 4}}}
+    stages = [{"kind": "crops", "steps": 1, "batch": 2, "lr": 0.1}]
+    file.write_text(json.dumps({**settings, "stages": stages, "weights": {"map": 2.0}}))
+    made = train_config(file, "tiny", tmp_path / "out", {"threads": 1})
+    assert (made.products, made.threads, made.out) == (7, 1, tmp_path / "out")
+    assert (made.model.item_tower, made.model.grounding.heads) == ("global", 4)
+    assert made.model.grounding.queries_per_head == 1
+    assert (made.stages[0].kind, made.weights.map) == ("crops", 2.0)
+    assert train_config(None, "tiny", tmp_path, {}).products == 6000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "no JSON"),
+        ("[]", "no JSON object"),
+        ('{"speed": 1}', "unknown setting speed"),
+        ('{"out": "x"}', "unknown setting out"),
+        ('{"weights": {"joy": 1}}', "joy"),
+        ('{"model": {"colour": 1}}', "colour"),
+        ('{"model": {"colours": {"red": 1}}}', "colours"),
+        ('{"model": "tiny"}', "model is no JSON object"),
+    ],
+)
+def test_bad_train_configuration(tmp_path, text, message):
+    pytest.importorskip("torch")
+    from tigerfg.cli.train import train_config
+
+    file = tmp_path / "train.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        train_config(file, "tiny", tmp_path / "out", {})

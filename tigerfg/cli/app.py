@@ -1,0 +1,122 @@
+"""The typer app, its lazily imported commands, and errors as one line on stderr."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from tigerfg.cli.console import say
+
+# command -> module; the order is the one of `tigerfg --help`
+COMMANDS = {
+    "demo": "tigerfg.cli.demo",
+    "index": "tigerfg.cli.index",
+    "search": "tigerfg.cli.search",
+    "eval": "tigerfg.cli.evaluate",
+    "render": "tigerfg.cli.render",
+    "train": "tigerfg.cli.train",
+    "doctor": "tigerfg.cli.doctor",
+}
+
+# typer carries its own copy of click in new versions and the click package in old ones
+UsageError = typer.BadParameter.__bases__[0]
+DEBUG_VARIABLE = "TIGERFG_DEBUG"
+
+
+def _fail(error: BaseException) -> int:
+    """Report an exception in one line; returns the exit code."""
+    from tigerfg.errors import TigerfgError
+
+    if isinstance(error, UsageError):
+        where = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
+        say(f"error: {error.format_message()}{where}")
+        return 2
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        say("interrupted")
+        return 130
+    if isinstance(error, TigerfgError):
+        say(f"error: {error}")
+    elif isinstance(error, OSError):
+        name = f" {error.filename}:" if error.filename else ""
+        say(f"error:{name} {error.strerror or error}")
+    else:
+        say(f"internal error: {type(error).__name__}: {error} (--debug shows where)")
+    return 1
+
+
+class _OneLineErrors:
+    """Mixin for click commands: every failure is one line and an exit code.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
+
+    debug = False  # set by the option --debug: let exceptions out
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)  # type: ignore[misc]
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # the reader (head, less) is gone: the last flush at exit must not fail too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except (Exception, KeyboardInterrupt) as error:
+            if self.debug and not isinstance(error, UsageError):
+                raise
+            sys.exit(_fail(error))
+        if code == 130:
+            say("interrupted")
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+class OneLineCommand(_OneLineErrors, TyperCommand):
+    """A command that is a program of its own (``tigerfg-export``)."""
+
+
+class LazyGroup(_OneLineErrors, TyperGroup):
+    """A group whose commands are imported when they are asked for."""
+
+    def main(self, args: list[str] | None = None, **kwargs: Any) -> Any:
+        args = list(sys.argv[1:] if args is None else args)
+        return super().main(args or ["--help"], **kwargs)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        single = typer.Typer(add_completion=False)
+        single.command(cmd_name)(importlib.import_module(COMMANDS[cmd_name]).command)
+        return typer.main.get_command(single)
+
+
+app = typer.Typer(name="tigerfg", cls=LazyGroup, pretty_exceptions_enable=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tigerfg {version('tigerfg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    ctx: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks.", envvar=DEBUG_VARIABLE)
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show version.")
+    ] = False,
+) -> None:
+    """Product image search: a cropped photo in, the right catalogue items out."""
+    ctx.command.debug = debug

@@ -1,0 +1,89 @@
+"""``tigerfg index``: put items into a catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tigerfg.cli import options
+from tigerfg.cli.console import ingest_progress, plural, say, shown_path
+
+if TYPE_CHECKING:
+    from tigerfg.catalog import Item, Rejected
+
+SHOWN_REJECTS = 5
+
+
+def command(
+    items: Annotated[
+        Path,
+        typer.Option(
+            "--items",
+            exists=True,
+            help="items.jsonl, .csv or .parquet, a directory that has one, or a folder of images.",
+        ),
+    ],
+    catalog: options.Catalog = Path("catalog"),
+    model: options.Model = "tiny",
+    upsert: Annotated[
+        bool, typer.Option("--upsert", help="Replace items that changed instead of refusing them.")
+    ] = False,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Only items whose field split has this value.")
+    ] = None,
+    engine: options.Engine = "auto",
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Add items to a catalogue, which is created where there is none.
+
+    Items that are there already, unchanged, are skipped, so an interrupted run is simply repeated.
+    Items that cannot be used are listed and written to a rejects file; the others are kept. The
+    exit code is 0 if at least one item was good, else 1.
+    """
+    from tigerfg.searcher import Searcher
+
+    with Searcher.create(
+        catalog, model=model, engine=engine, precision=precision, threads=threads, exist_ok=True
+    ) as searcher:
+        with ingest_progress("indexing", _line_count(items) if split is None else None) as report:
+            put = searcher.upsert if upsert else searcher.add
+            result = put(_entries(items, split), progress=report)
+        size = len(searcher)
+    typer.echo(f"{result}; {shown_path(catalog)} holds {plural(size, 'item')}")
+    for reject in result.rejected[:SHOWN_REJECTS]:
+        say(f"rejected {reject}")
+    if len(result.rejected) > SHOWN_REJECTS:
+        say(f"... and {len(result.rejected) - SHOWN_REJECTS} more")
+    if result.rejects_file is not None:
+        say(f"all rejects: {shown_path(result.rejects_file)}")
+    if not result.added + result.replaced + result.unchanged:
+        if not result.rejected:
+            say(f"error: {items}: no item" + (f" with split={split}" if split else ""))
+        raise typer.Exit(1)
+
+
+def _entries(path: Path, split: str | None) -> Iterator[Item | Rejected]:
+    """Items and, where they stood, the records that are no items."""
+    from tigerfg.catalog import read_items
+
+    rejected: list[Rejected] = []
+    for item in read_items(path, on_reject=rejected.append):
+        yield from rejected
+        rejected.clear()
+        if split is None or str(item.extra.get("split")) == split:
+            yield item
+    yield from rejected
+
+
+def _line_count(path: Path) -> int | None:
+    """Number of lines of a .jsonl file, for the progress bar; None for anything else."""
+    if path.is_dir():
+        path /= "items.jsonl"
+    if path.suffix != ".jsonl" or not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return sum(1 for _ in file)

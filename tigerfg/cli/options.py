@@ -1,0 +1,62 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Catalog = Annotated[Path, typer.Option("--catalog", help="The catalogue directory.")]
+Model = Annotated[
+    str, typer.Option("--model", help="Model bundle: a directory, or the name of a shipped one.")
+]
+Engine = Annotated[
+    str, typer.Option("--engine", help="auto, onnx, openvino or torch; auto takes the fastest.")
+]
+Precision = Annotated[str, typer.Option("--precision", help="auto, fp32 or int8.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads; all cores unless told.")
+]
+
+
+def parse_box(text: str | None) -> tuple[float, float, float, float] | None:
+    """``"x0,y0,x1,y1"`` as four numbers."""
+    if text is None:
+        return None
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not x0,y0,x1,y1 in pixels", param_hint="--box"
+        ) from None
+    return x0, y0, x1, y1
+
+
+def parse_where(text: str | None) -> dict[str, Any] | None:
+    """A JSON object that filters items."""
+    if text is None:
+        return None
+    try:
+        where = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(
+            f'{error}; give an object such as {{"color": "red"}}', param_hint="--where"
+        ) from None
+    if not isinstance(where, dict):
+        raise typer.BadParameter(
+            f'{text} is no JSON object such as {{"color": "red"}}', param_hint="--where"
+        )
+    return where
+
+
+def parse_filters(texts: list[str]) -> dict[str, str]:
+    """``["key=value", ...]`` as a mapping."""
+    filters = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{text!r} is not key=value", param_hint="--filter")
+        filters[key] = value
+    return filters

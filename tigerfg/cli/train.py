@@ -1,0 +1,106 @@
+"""``tigerfg train``: train a model; needs the extra ``train``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tigerfg.cli import options
+from tigerfg.cli.console import shown_path
+
+if TYPE_CHECKING:
+    from tigerfg.training.loop import TrainConfig
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", file_okay=False, help="The run's directory.")],
+    preset: Annotated[str, typer.Option("--preset", help="Model preset: tiny or base.")] = "tiny",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            exists=True,
+            dir_okay=False,
+            help='JSON with fields of the training configuration, e.g. {"products": 2000, '
+            '"model": {"item_tower": "global"}}; "model" changes the preset.',
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            exists=True,
+            file_okay=False,
+            help="Real photos beside the rendered products: holds standard/ and cluttered/.",
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option("--init", exists=True, file_okay=False, help="Checkpoint to start from."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the state in --out.")
+    ] = False,
+    threads: options.Threads = None,
+) -> None:
+    """Train a model in stages; writes its checkpoints, log and state to --out."""
+    try:
+        import torch  # noqa: F401 - tells a missing extra from an error inside training
+    except ModuleNotFoundError as error:
+        from tigerfg.errors import MissingExtraError
+
+        raise MissingExtraError("tigerfg train", "torch", "train") from error
+
+    from tigerfg.training.loop import train
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("tigerfg").setLevel(logging.INFO)
+    told = {"photos": data, "init": init, "threads": threads}
+    settings = train_config(config, preset, out, {k: v for k, v in told.items() if v is not None})
+    typer.echo(f"checkpoint: {shown_path(train(settings, resume=resume))}")
+
+
+def train_config(file: Path | None, preset: str, out: Path, told: dict[str, Any]) -> TrainConfig:
+    """The training configuration: the preset, changed by the file, changed by ``told``.
+
+    Raises:
+        InputError: the file is no JSON object or has a field that does not exist.
+    """
+    from tigerfg.errors import InputError
+    from tigerfg.model.config import ModelConfig
+    from tigerfg.model.config import preset as model_preset
+    from tigerfg.training.loop import LossWeights, Stage, TrainConfig
+
+    try:
+        values = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    except ValueError as error:
+        raise InputError(f"{file}: no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: no JSON object with training settings")
+    unknown = set(values) - {entry.name for entry in dataclasses.fields(TrainConfig)} | (
+        set(values) & {"out"}
+    )
+    if unknown:
+        raise InputError(f"{file}: unknown setting {', '.join(sorted(unknown))}")
+    changes = values.pop("model", {})
+    if not isinstance(changes, dict):
+        raise InputError(f"{file}: model is no JSON object that changes the preset")
+    model = model_preset(preset).to_dict()
+    for name, value in changes.items():
+        model[name] = {**model.get(name, {}), **value} if isinstance(value, dict) else value
+    try:
+        if "stages" in values:
+            values["stages"] = tuple(Stage(**stage) for stage in values["stages"])
+        if "weights" in values:
+            values["weights"] = LossWeights(**values["weights"])
+    except TypeError as error:
+        raise InputError(f"{file}: {error}") from error
+    for name in ("photos", "init"):
+        if values.get(name) is not None:
+            values[name] = Path(values[name])
+    return TrainConfig(**{**values, **told}, out=out, model=ModelConfig.from_dict(model))
