@@ -51,7 +51,7 @@ RECIPE = (
     Stage("crops", 280, 256, 2e-3),
     Stage("regions", 460, 128, 1.5e-3),
     Stage("map", 900, 256, 1e-3),
-    Stage("joint", 460, 128, 1e-3, backbone_rate=0.6),
+    Stage("joint", 280, 128, 1e-3, backbone_rate=0.6),
 )
 
 
@@ -176,6 +176,8 @@ class _Run:
 
     def _losses(self, number: int, stage: Stage, first: int) -> Iterator[dict[str, Tensor]]:
         config, seed = self.config, self.config.seed * 100 + number
+        if first >= stage.steps:  # resumed between a stage's last step and its checkpoint
+            return
         if stage.kind == "map":
             rows = 6144 if stage.steps > 10 else 2 * stage.batch
             cache = FeatureCache(self.trainee, self.maker, seed, rows, min(stage.batch, 128))
