@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tigerfg.errors import InputError
 from tigerfg.model.config import VisionConfig
+from tigerfg.model.huggingface import load_encoder
 
 
 class ConvBlock(nn.Module):
@@ -63,20 +64,7 @@ class HuggingFaceBackbone(nn.Module):
 
     def __init__(self, config: VisionConfig, pretrained: bool) -> None:
         super().__init__()
-        from transformers import AutoConfig, AutoModel
-
-        if pretrained:
-            if config.name is None:
-                raise InputError("vision.name: a local directory or hub id is needed")
-            model = AutoModel.from_pretrained(config.name)
-        elif config.hf_config is not None:
-            settings = dict(config.hf_config)
-            model = AutoModel.from_config(
-                AutoConfig.for_model(settings.pop("model_type"), **settings)
-            )
-        else:
-            raise InputError("vision.hf_config: needed to build the backbone without its weights")
-        self.model = getattr(model, "vision_model", model)
+        self.model = load_encoder("vision", config.name, config.hf_config, pretrained)
         settings = self.model.config
         self.width = settings.hidden_size
         if settings.hidden_size != config.width or settings.patch_size != config.patch:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tigerfg.errors import InputError
 from tigerfg.model.config import TextConfig
+from tigerfg.model.huggingface import load_encoder
 
 
 class TextBlock(nn.Module):
@@ -62,20 +62,7 @@ class HuggingFaceTextEncoder(nn.Module):
 
     def __init__(self, config: TextConfig, pretrained: bool) -> None:
         super().__init__()
-        from transformers import AutoConfig, AutoModel
-
-        if pretrained:
-            if config.name is None:
-                raise InputError("text.name: a local directory or hub id is needed")
-            model = AutoModel.from_pretrained(config.name)
-        elif config.hf_config is not None:
-            settings = dict(config.hf_config)
-            model = AutoModel.from_config(
-                AutoConfig.for_model(settings.pop("model_type"), **settings)
-            )
-        else:
-            raise InputError("text.hf_config: needed to build the encoder without its weights")
-        self.model = getattr(model, "text_model", model)
+        self.model = load_encoder("text", config.name, config.hf_config, pretrained)
         self.width = self.model.config.hidden_size
 
     def forward(self, token_ids: Tensor, token_mask: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from tigerfg.kernels import masked_mean_reference
 from tigerfg.model.backbones import build_backbone
 from tigerfg.model.config import ModelConfig
 from tigerfg.model.grounding import TextGuidedGrounding
+from tigerfg.model.huggingface import configuration
 from tigerfg.model.text_encoder import build_text_encoder
 
 
@@ -65,7 +67,6 @@ class TigerFG(nn.Module):
 
     def __init__(self, config: ModelConfig, pretrained: bool = False) -> None:
         super().__init__()
-        self.config = config
         width = config.vision.width
         self.vision = build_backbone(config.vision, pretrained)
         self.pool = PatchPool(width, config.pool)
@@ -76,6 +77,16 @@ class TigerFG(nn.Module):
         )
         self.gate_pool = nn.Parameter(torch.zeros(width))
         self.gate_text = nn.Parameter(torch.zeros(width))
+        self.config = self._self_contained(config) if pretrained else config
+
+    def _self_contained(self, config: ModelConfig) -> ModelConfig:
+        """The configuration with those of its Hugging Face encoders: a checkpoint needs no hub."""
+        parts = {
+            name: replace(getattr(config, name), hf_config=configuration(encoder.model))
+            for name, encoder in (("vision", self.vision), ("text", self.text))
+            if getattr(config, name).type == "hf"
+        }
+        return replace(config, **parts)
 
     def encode_query(self, pixels: Tensor, patch_mask: Tensor) -> Tensor:
         """pixels (B, 3, S, S) float, patch_mask (B, N) bool -> embeddings (B, E), norm 1."""

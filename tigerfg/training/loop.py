@@ -66,6 +66,7 @@ class TrainConfig:
         products, product_seed: how many rendered products, and their seed.
         photo_share: share of a batch that is real photos.
         init: checkpoint to start from (with its tokenizer), or None.
+        pretrained: load the Hugging Face encoders' weights from their `name`.
         seed: of weights, batches and augmentation. threads: CPU threads, None for all.
         save_seconds: how often the state is saved. validate_every: steps between validations.
     """
@@ -79,6 +80,7 @@ class TrainConfig:
     product_seed: int = 1
     photo_share: float = 0.3
     init: Path | None = None
+    pretrained: bool = False
     seed: int = 0
     threads: int | None = None
     save_seconds: float = 120.0
@@ -207,7 +209,7 @@ class _Run:
 
 
 def _start_model(config: TrainConfig) -> TigerFG:
-    model = TigerFG(config.model)
+    model = TigerFG(config.model, config.pretrained)
     if config.init is not None:
         model.load_state_dict(load_checkpoint(config.init).state_dict())
     return model.train()
