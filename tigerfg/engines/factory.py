@@ -1,0 +1,141 @@
+"""Opening engines: which are installed, and one engine over two lazily loaded towers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tigerfg.engines import select
+from tigerfg.engines.base import (
+    TOWERS,
+    Arrays,
+    Engine,
+    EngineInfo,
+    ItemEncoding,
+    Runner,
+    TowerShapes,
+    check_outputs,
+)
+from tigerfg.engines.cpu import thread_count
+from tigerfg.errors import EngineError, InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from tigerfg.bundle import Bundle
+
+ENGINES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}  # name -> package
+
+
+def available_engines() -> list[str]:
+    """Names of the engines whose package is installed, without importing any."""
+    return [name for name, package in ENGINES.items() if importlib.util.find_spec(package)]
+
+
+def open_engine(
+    bundle: Bundle | str | os.PathLike,
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+) -> Engine:
+    """Open an engine on a bundle; each tower is loaded when it is first used.
+
+    Args:
+        bundle: a Bundle, its directory or the name of a shipped one; for engine "torch" a
+            checkpoint directory.
+        engine: "onnx", "openvino", "torch", or "auto": what a short measurement on this machine
+            finds fastest, per tower, remembered in the user's cache directory.
+        precision: "fp32", "int8", "bf16" (OpenVINO on a CPU with bfloat16), or "auto": the fastest
+            whose cosine with float32 is 0.995 at least.
+        threads: CPU threads of a call; None for all that the process may use.
+
+    Raises:
+        EngineError: unknown names, a combination that cannot run, a file that cannot be loaded.
+        MissingExtraError: the engine's package is not installed.
+    """
+    if engine not in (*ENGINES, "auto"):
+        raise EngineError(f"engine: {engine!r} is unknown; choose auto, {', '.join(ENGINES)}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads: {threads}; give 1 or more")
+    if engine == "torch":
+        if precision not in ("auto", "fp32"):
+            raise EngineError(f"precision: the torch engine runs fp32, not {precision!r}")
+        from tigerfg.engines.torch import TorchEngine
+
+        if not isinstance(bundle, (str, os.PathLike)):
+            raise EngineError("engine: torch runs a checkpoint directory, not a bundle")
+        return TorchEngine(bundle, threads)
+    if isinstance(bundle, (str, os.PathLike)):
+        from tigerfg.bundle import Bundle
+
+        bundle = Bundle.open(bundle)
+    if engine != "auto" and engine not in available_engines():
+        raise MissingExtraError(f"the engine {engine!r}", ENGINES[engine], "cpu")
+    return BundleEngine(bundle, engine, precision, thread_count(threads))
+
+
+class BundleEngine:
+    """The CPU engine: both towers of a bundle, each in the runtime and precision chosen for it."""
+
+    def __init__(self, bundle: Bundle, engine: str, precision: str, threads: int) -> None:
+        self._bundle, self._threads = bundle, threads
+        self._wanted = (engine, precision)
+        self._shapes = TowerShapes.of(bundle)
+        self._lock = threading.Lock()
+        self._runners: dict[str, Runner] = {}
+        self._closed = False
+        select.check_request(bundle, engine, precision)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What runs; decides about the query tower if nothing has been encoded yet."""
+        query = self._runner("query")
+        detail = query.version
+        item = self._runners.get("item")
+        if item is not None and (item.engine, item.precision) != (query.engine, query.precision):
+            detail += f"; items: {item.version} {item.precision}"
+        return EngineInfo(query.engine, query.precision, "cpu", self._threads, detail)
+
+    def encode_queries(self, pixels: np.ndarray, patch_mask: np.ndarray) -> np.ndarray:
+        return self._run("query", {"pixels": pixels, "patch_mask": patch_mask})["embedding"]
+
+    def encode_items(
+        self,
+        pixels: np.ndarray,
+        patch_mask: np.ndarray,
+        token_ids: np.ndarray,
+        token_mask: np.ndarray,
+    ) -> ItemEncoding:
+        feeds = {
+            "pixels": pixels,
+            "patch_mask": patch_mask,
+            "token_ids": token_ids,
+            "token_mask": token_mask,
+        }
+        return ItemEncoding(**self._run("item", feeds))
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._runners.clear()
+
+    def _run(self, tower: str, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        checked = self._shapes.check(tower, feeds)
+        if not len(checked["pixels"]):
+            return self._shapes.empty(tower, checked)
+        runner = self._runner(tower)
+        return check_outputs(runner.run(checked), runner)
+
+    def _runner(self, tower: str) -> Runner:
+        assert tower in TOWERS
+        with self._lock:
+            if self._closed:
+                raise EngineError("the engine is closed; open it again")
+            if tower not in self._runners:
+                self._runners[tower] = select.open_tower(
+                    self._bundle, tower, *self._wanted, self._threads
+                )
+            return self._runners[tower]

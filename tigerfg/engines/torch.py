@@ -1,0 +1,90 @@
+"""PyTorch on a checkpoint, for development: the float32 reference, on a GPU where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tigerfg.engines.base import EngineInfo, ItemEncoding, TowerShapes, check_outputs
+from tigerfg.engines.cpu import thread_count
+from tigerfg.errors import EngineError, MissingExtraError
+
+
+class TorchEngine:
+    """The reference model itself; needs the `train` extra.
+
+    Args:
+        checkpoint: a checkpoint directory.
+        threads: CPU threads, None for all; torch keeps one number for the whole process.
+    """
+
+    engine = "torch"
+    precision = "fp32"
+
+    def __init__(self, checkpoint: str | Path, threads: int | None = None) -> None:
+        try:
+            import torch
+
+            from tigerfg.model import load_checkpoint
+        except ImportError as error:
+            raise MissingExtraError("the engine 'torch'", error.name or "torch", "train") from error
+        self._torch = torch
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._threads = thread_count(threads)
+        if self._device == "cpu":
+            torch.set_num_threads(self._threads)
+        self._model = load_checkpoint(checkpoint).to(self._device)
+        config = self._model.config
+        self._shapes = TowerShapes(
+            {"query": config.query_size, "item": config.item_size},
+            config.vision.patch,
+            config.embedding_dim,
+            config.text.max_length,
+            config.text.vocab_size,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        detail = f"torch {self._torch.__version__}"
+        return EngineInfo("torch", "fp32", self._device, self._threads, detail)
+
+    def encode_queries(self, pixels: np.ndarray, patch_mask: np.ndarray) -> np.ndarray:
+        return self._run("query", {"pixels": pixels, "patch_mask": patch_mask})["embedding"]
+
+    def encode_items(
+        self,
+        pixels: np.ndarray,
+        patch_mask: np.ndarray,
+        token_ids: np.ndarray,
+        token_mask: np.ndarray,
+    ) -> ItemEncoding:
+        return ItemEncoding(
+            **self._run(
+                "item",
+                {
+                    "pixels": pixels,
+                    "patch_mask": patch_mask,
+                    "token_ids": token_ids,
+                    "token_mask": token_mask,
+                },
+            )
+        )
+
+    def close(self) -> None:
+        self._model = None
+
+    def _run(self, tower: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self._model is None:
+            raise EngineError("the engine is closed")
+        feeds = self._shapes.check(tower, feeds)
+        if not len(feeds["pixels"]):
+            return self._shapes.empty(tower, feeds)
+        with self._torch.inference_mode():
+            tensors = [self._torch.from_numpy(value).to(self._device) for value in feeds.values()]
+            if tower == "query":
+                outputs = {"embedding": self._model.encode_query(*tensors)}
+            else:
+                outputs = self._model.encode_item(*tensors)._asdict()
+            arrays = {name: value.float().cpu().numpy() for name, value in outputs.items()}
+        return check_outputs(arrays, self)
