@@ -3,21 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RESULTS_DIR ?= bench/results
-export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# setuptools warns about every editable install with mapped packages: not the user's business
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint bench gpu bundle clean
 
 # What serving needs: no torch.
 $(VENV)/.cpu: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet --editable ".[cpu]"
+	$(PIP) --upgrade "pip>=24"
+	$(PIP) --editable ".[cpu]"
 	touch $@
 
 # What tests, training and export need besides.
 $(VENV)/.dev: $(VENV)/.cpu
-	$(BIN)/python -m pip install --quiet "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(PIP) "torch==2.13.0"
+	$(PIP) --editable ".[dev]"
 	touch $@
 
 demo: $(VENV)/.cpu  ## render a catalogue, index it, search it, draw the result

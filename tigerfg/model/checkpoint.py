@@ -79,7 +79,7 @@ def load_checkpoint(directory: str | Path) -> TigerFG:
         )
     # Buffers that are not part of the state (rotary tables) need real storage: build them here.
     model = TigerFG(config)
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict(weights)  # copied: what safetensors reads is not aligned in memory
     return model.eval().requires_grad_(False)
 
 

@@ -157,7 +157,8 @@ class _Run:
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"stage {stage.kind}, step {step}: loss is {loss}")
                 _set_rate(optimizer, stage, step)
-                optimizer.zero_grad(set_to_none=True)
+                # of all parameters: a stage that trains few must not clip by what another left
+                self.trainee.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
                 optimizer.step()

@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,8 @@ def rendered_pool(
     builder = _Builder(query_size, item_size)
     # Spawned, not forked: the caller may already have started torch's threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as executor:
-        for rows in executor.map(work, chunks):
+    with ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else nullcontext() as pool:
+        for rows in (pool.map if pool else map)(work, chunks):
             for name, values in rows.items():
                 builder.rows[name].extend(values)
     rng = np.random.default_rng((seed, 3))

@@ -65,7 +65,7 @@ def load_state(directory: Path, trainee: Trainee, optimizer: torch.optim.Optimiz
     )
     for name, parameter in trainee.named_parameters():
         state = {
-            key.split(".", 2)[1]: value
+            key.split(".", 2)[1]: value.clone()  # aligned like the optimiser's own
             for key, value in tensors.items()
             if key.startswith("optimizer.") and key.split(".", 2)[2] == name
         }
