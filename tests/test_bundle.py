@@ -107,7 +107,7 @@ def test_unknown_tower(folder):
         Bundle.open(folder).onnx("text", "fp32")
 
 
-def test_shipped_bundle_is_found_by_name_and_a_directory_comes_first(folder, tmp_path, monkeypatch):
+def test_a_shipped_bundles_name_comes_before_a_directory_of_that_name(folder, tmp_path, monkeypatch):
     shipped = tmp_path / "shipped"
     shutil.copytree(folder, shipped / "tiny")
     (shipped / "__pycache__").mkdir()
@@ -119,7 +119,9 @@ def test_shipped_bundle_is_found_by_name_and_a_directory_comes_first(folder, tmp
     with pytest.raises(BundleError, match="no such bundle directory"):
         Bundle.open("../shipped/../gone")
     shutil.copytree(folder, tmp_path / "tiny")
-    assert Bundle.open("tiny").path.resolve() == tmp_path / "tiny"
+    # a directory that happens to be called so must not take over every catalogue made with "tiny"
+    assert Bundle.open("tiny").path == shipped / "tiny"
+    assert Bundle.open("./tiny").path.resolve() == tmp_path / "tiny"
 
 
 def test_not_a_bundle(tmp_path):

@@ -399,3 +399,26 @@ def test_bad_train_configuration(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(InputError, match=message):
         train_config(file, "tiny", tmp_path / "out", {})
+
+
+def test_render_does_not_overwrite(tmp_path):
+    own = tmp_path / "items.jsonl"
+    own.write_text('{"mine": 1}\n')
+    result = run("render", tmp_path, "--n", 2, "--layout", "standard")
+    assert_one_line(result, 1, "items.jsonl exists already", "new directory")
+    assert own.read_text() == '{"mine": 1}\n'
+
+
+@pytest.mark.parametrize("text", ["[" * 60_000, "1" * 5_000], ids=["deep", "long number"])
+def test_where_that_json_cannot_read_is_one_line(shop, text):
+    assert_one_line(run("search", "0.png", "--where", text), 2, "--where")
+
+
+def test_control_codes_of_a_catalogue_stay_out_of_the_table(shop):
+    record = {"item_id": "x", "image": "0.png", "title": "a\x1b[31mred \x9b31m"}
+    (shop / "items.jsonl").write_text(json.dumps(record) + "\n")
+    assert run("index", "--items", "items.jsonl").exit_code == 0
+    result = run("search", "0.png")
+    assert "red" in result.stdout
+    assert not CONTROL.search(result.stdout)
+    assert "\x9b" not in result.stdout

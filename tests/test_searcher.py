@@ -338,7 +338,7 @@ def test_another_model_is_refused(tmp_path):
     ):
         with pytest.raises(CatalogError, match=r"made with the model .*one \(1{12}\).*two \(2{12}"):
             attempt(FakeBundle("two", "2" * 64))
-    with pytest.raises(BundleError, match=r"cat was made with it.*pass model="):
+    with pytest.raises(BundleError, match=r"cat was made with it.*model="):
         Searcher.open(path)
     with Searcher.open(path, FakeBundle("moved", "1" * 64)) as searcher:
         assert searcher.model.name == "moved"
@@ -433,3 +433,62 @@ def test_a_search_imports_neither_torch_nor_transformers(tmp_path):
     subprocess.run(
         [sys.executable, "-c", code, os.path.dirname(__file__), str(tmp_path / "cat")], check=True
     )
+
+
+@pytest.mark.parametrize("turn", [3, 6, 8])
+def test_a_turned_photo_is_the_same_as_path_bytes_and_pil_image(searcher, tmp_path, turn):
+    upright = Image.fromarray(picture(5, 30, 20))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = tmp_path / "turned.png"
+    upright.save(path, exif=exif)
+    box = (2, 3, 22, 18)
+    expected = searcher.encode_query(path, box)
+    assert np.array_equal(searcher.encode_query(path.read_bytes(), box), expected)
+    with Image.open(path) as opened:
+        assert np.array_equal(searcher.encode_query(opened, box), expected)
+    assert not np.array_equal(searcher.encode_query(upright, box), expected)
+
+
+def test_a_bad_item_does_not_shadow_a_good_one_of_its_id(searcher):
+    broken = Item("same", b"no picture")
+    report = searcher.add([broken, item(1), Item("same", picture(2)), broken])
+    assert report.added == 2
+    assert [r.item_id for r in report.rejected] == ["same", "same"]
+    assert "same" in searcher
+    report = searcher.add([Item("twice", b"no picture")] * 2)
+    assert (report.added, report.unchanged, len(report.rejected)) == (0, 0, 2)
+
+
+def test_of_one_id_twice_the_first_is_added_and_the_last_upserted(searcher):
+    report = searcher.add([item(1, 1), item(1, 2), item(1, 1)])
+    assert (report.added, report.unchanged, len(report.rejected)) == (1, 1, 1)
+    searcher.upsert([item(1, 3), item(1, 4)])
+    assert searcher.search(picture(4))[0].score == pytest.approx(1.0, abs=1e-3)
+
+
+def test_what_was_read_before_the_source_broke_is_kept(searcher):
+    def source():
+        yield from (item(1), item(2))
+        raise RuntimeError("source broke")
+
+    with pytest.raises(RuntimeError, match="source broke"):
+        searcher.add(source())
+    assert len(searcher) == 2
+
+
+def test_an_address_is_named_as_such(searcher):
+    report = searcher.add([Item("web", "https://example.org/a.png")])
+    assert "not fetched" in report.rejected[0].reason
+
+
+def test_a_refused_create_leaves_nothing_in_the_directory(tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(CatalogError, match="holiday"):
+        Searcher.create(tmp_path, FakeBundle())
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_k_may_be_a_numpy_integer(searcher):
+    searcher.add([item(1)])
+    assert len(searcher.search(picture(1), k=np.int64(3))) == 1

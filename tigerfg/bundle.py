@@ -168,13 +168,13 @@ class Bundle:
 
 def _locate(path_or_name: str | os.PathLike) -> Path:
     path = Path(path_or_name)
+    shipped = sorted(folder.parent.name for folder in _SHIPPED.glob(f"*/{MANIFEST_FILE}"))
+    if os.fspath(path_or_name) in shipped:
+        return _SHIPPED / path
     if path.is_dir():
         return path
     if path.exists():
         raise BundleError(f"{path}: a bundle is a directory with {MANIFEST_FILE}, this is a file")
-    shipped = sorted(folder.parent.name for folder in _SHIPPED.glob(f"*/{MANIFEST_FILE}"))
-    if str(path_or_name) in shipped:
-        return _SHIPPED / path
     raise BundleError(
         f"{path}: no such bundle directory, and no shipped bundle of that name "
         f"(shipped: {', '.join(shipped) or 'none'})"

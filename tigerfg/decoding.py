@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import stat
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -18,6 +19,9 @@ from tigerfg.boxes import check_box
 from tigerfg.errors import InputError
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
+
+# Pillow warns from half of its own limit on; ours says yes or no, once.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 MAX_PIXELS = 178_956_970  # 178 MP, the size at which Pillow too refuses to decode
 
@@ -96,7 +100,10 @@ def load_image(
     else:
         raise InputError(f"{name}: give a path, bytes, a PIL image or a uint8 array")
     with _decoding(name):
-        return _decode(image, box, target_size, interpolation, name)
+        result = _decode(image, box, target_size, interpolation, name)
+        if result is not source:
+            result.info = {}  # its orientation has been applied: nobody may apply it again
+        return result
 
 
 def describe_source(source: object) -> str:

@@ -61,7 +61,10 @@ def prepare(entry: Item | Mapping[str, Any] | Rejected) -> Prepared | Rejected:
         item_id = item.item_id if isinstance(item.item_id, str) else None
         item.validate()
         if isinstance(item.image, (str, os.PathLike)):
-            path = os.path.abspath(os.fsdecode(item.image))
+            name = os.fsdecode(item.image)
+            if "://" in name:
+                raise InputError(f"image {name!r}: addresses are not fetched, download it first")
+            path = os.path.abspath(name)
             item = dataclasses.replace(item, image=path)
         document = json.dumps(item.to_dict(), ensure_ascii=False, allow_nan=False)
         return Prepared(item, document, _content_hash(item.image, document))
@@ -202,42 +205,58 @@ def ingest(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size {batch_size!r} must be a whole number, at least 1")
     total = len(entries) if isinstance(entries, Sized) else None
-    in_flight: dict[str, bytes] = {}  # ids on their way to the store, and their content
+    in_flight: set[str] = set()  # ids on their way to the store
+    held: list[Prepared] = []  # entries of such an id: decided when the first is stored or rejected
+    failure: list[Exception] = []
 
-    def wanted(run: Ingest) -> Iterator[tuple[Item, Prepared]]:
-        for prepared in encoder.ahead(prepare, entries, batch_size):
+    def source() -> Iterator[Item | Mapping[str, Any] | Rejected]:
+        try:
+            yield from entries
+        except Exception as error:  # what was read before it is kept: raised again at the end
+            failure.append(error)
+
+    def wanted(run: Ingest, checked: Iterable[Prepared | Rejected]) -> Iterator[Any]:
+        for prepared in checked:
             if isinstance(prepared, Rejected):
                 run.reject(prepared)
                 continue
             item_id = prepared.item.item_id
-            stored = in_flight.get(item_id)
-            if stored is None:
-                stored = collection.content_hash(item_id)
+            if item_id in in_flight:
+                held.append(prepared)
+                continue
+            stored = collection.content_hash(item_id)
             if stored == prepared.content_hash:
                 run.skip_unchanged()
             elif stored is not None and not replace:
                 reason = "the id is taken by another item of this catalogue: upsert replaces it"
                 run.reject(Rejected(item_id, reason))
             else:
-                in_flight[item_id] = prepared.content_hash
+                in_flight.add(item_id)
                 yield prepared.item, prepared
 
-    with Ingest(collection.path, progress, total) as run:
-        for batch in encoder.stream_items(wanted(run), batch_size):
-            records: dict[str, Record] = {}  # of one id twice in a batch the later counts
+    def store(run: Ingest, checked: Iterable[Prepared | Rejected]) -> None:
+        for batch in encoder.stream_items(wanted(run, checked), batch_size):
+            records: list[Record] = []
             for prepared, encoded in batch:
                 item_id = prepared.item.item_id
                 if isinstance(encoded, InputError):
                     run.reject(Rejected(item_id, str(encoded)))
                 else:
-                    records[item_id] = Record(
-                        item_id, prepared.content_hash, prepared.document, *encoded
+                    records.append(
+                        Record(item_id, prepared.content_hash, prepared.document, *encoded)
                     )
-            replaced = collection.put(list(records.values()), replace)
-            for prepared, _ in batch:
-                if in_flight.get(prepared.item.item_id) == prepared.content_hash:
-                    del in_flight[prepared.item.item_id]
+            replaced = collection.put(records, replace)
+            in_flight.difference_update(prepared.item.item_id for prepared, _ in batch)
             run.stored(len(records), replaced)
+
+    with Ingest(collection.path, progress, total) as run:
+        store(run, encoder.ahead(prepare, source(), batch_size))
+        while held:
+            again = list(held)
+            held.clear()
+            store(run, again)
+        if failure:
+            raise failure[0]
         return run.report()
 
 

@@ -168,7 +168,9 @@ class Rejected:
 
     def __str__(self) -> str:
         place = ":".join(str(part) for part in (self.source, self.line) if part is not None)
-        return f"{place}: {self.reason}" if place else self.reason
+        named = self.item_id is None or repr(self.item_id) in self.reason
+        what = self.reason if named else f"item_id {self.item_id!r}: {self.reason}"
+        return f"{place}: {what}" if place else what
 
 
 def _split(values: Mapping[str, Any], names: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:

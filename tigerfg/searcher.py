@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -340,12 +341,14 @@ def _recorded_bundle(collection: Collection) -> Bundle:
         return _bundle(collection.meta.model)
     except BundleError as error:
         raise BundleError(
-            f"{error}; {collection.path} was made with it: if it lies elsewhere now, pass model="
+            f"{error}; {collection.path} was made with it: if it lies elsewhere now, "
+            "say so with model= (--model)"
         ) from error
 
 
 def _model_name(model: str | os.PathLike | Bundle | None, bundle: Bundle) -> str:
     """What a catalogue records: a directory's absolute path, or the name of a shipped bundle."""
-    if isinstance(model, (str, os.PathLike)) and not os.path.isdir(model):
+    path = bundle.path.absolute()
+    if isinstance(model, (str, os.PathLike)) and Path(model).absolute() != path:
         return os.fspath(model)
-    return str(bundle.path.absolute())
+    return str(path)

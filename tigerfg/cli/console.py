@@ -23,7 +23,7 @@ Advance = Callable[[int, "int | None"], None]
 
 def say(line: str) -> None:
     """Print a message as one line to stderr."""
-    print(" ".join(line.split()), file=sys.stderr, flush=True)
+    print(_printable(line), file=sys.stderr, flush=True)
 
 
 def console(stderr: bool = False) -> Console:
@@ -62,7 +62,12 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, float):
         return "-" if value != value else f"{value:.3f}"
-    return " ".join(str(value).split())
+    return _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """One line without control codes, whatever a catalogue's texts hold."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 @contextlib.contextmanager

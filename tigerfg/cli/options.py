@@ -40,7 +40,7 @@ def parse_where(text: str | None) -> dict[str, Any] | None:
         return None
     try:
         where = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(
             f'{error}; give an object such as {{"color": "red"}}', param_hint="--where"
         ) from None

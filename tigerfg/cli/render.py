@@ -32,7 +32,12 @@ def command(
 ) -> None:
     """Render products, their texts and query photos as items.jsonl and queries.jsonl."""
     from tigerfg.benchmark.render.catalog import write_catalog
+    from tigerfg.errors import InputError
 
+    for folder in (directory, directory / "standard", directory / "cluttered"):
+        for name in ("items.jsonl", "queries.jsonl"):
+            if (folder / name).exists():
+                raise InputError(f"{folder / name} exists already: name a new directory")
     with progress("rendering") as report:
         write_catalog(
             directory,

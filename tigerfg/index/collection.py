@@ -88,14 +88,16 @@ class Collection:
     def put(self, records: Sequence[Record], replace: bool = False) -> int:
         """See `Store.put`."""
         with self._exclusive() as store:
+            replaced = store.put(records, replace)
             self._changed = True
-            return store.put(records, replace)
+            return replaced
 
     def delete(self, item_ids: Iterable[str]) -> int:
         """See `Store.delete`."""
         with self._exclusive() as store:
+            deleted = store.delete(item_ids)
             self._changed = True
-            return store.delete(item_ids)
+            return deleted
 
     def content_hash(self, item_id: str) -> bytes | None:
         """Content hash of a stored item, None when there is none of this id."""
@@ -177,7 +179,7 @@ class Collection:
 
 def check_search(k: int, where: Mapping[str, Any] | None) -> None:
     """InputError if ``k`` or the filter of a search cannot be used."""
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
         raise InputError(f"k {k!r} must be a whole number, at least 1")
     if where is not None:
         compile_filter(where)

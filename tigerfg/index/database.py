@@ -77,6 +77,17 @@ def is_catalog(path: str | os.PathLike) -> bool:
     return os.path.isfile(os.path.join(path, STORE_FILE))
 
 
+def _require_empty(path: Path, fresh: str) -> None:
+    """CatalogError if the directory holds more than a lock and a store that was never finished."""
+    if is_catalog(path):
+        raise CatalogError(f"{path} holds a catalogue already: open it, or name a new directory")
+    if others := sorted(set(os.listdir(path)) - {fresh, LOCK_FILE}):
+        raise CatalogError(
+            f"{path} is neither empty nor a catalogue (it holds {others[0]!r}): "
+            "name a new directory"
+        )
+
+
 def create_database(path: Path, model: str, fingerprint: str, embedding_dim: int) -> int:
     """Make an empty store in a new or empty directory; returns the writer's lock.
 
@@ -89,17 +100,10 @@ def create_database(path: Path, model: str, fingerprint: str, embedding_dim: int
         raise CatalogError(f"cannot create a catalogue in {path}: {error.strerror}") from error
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     meta = StoreMeta(uuid.uuid4().hex, model, fingerprint, int(embedding_dim), created)
+    _require_empty(path, fresh.name)  # before a lock file is left in a folder of somebody else
     lock = lock_for_writing(path)
     try:
-        if is_catalog(path):
-            raise CatalogError(
-                f"{path} holds a catalogue already: open it, or name a new directory"
-            )
-        if others := sorted(set(os.listdir(path)) - {fresh.name, LOCK_FILE}):
-            raise CatalogError(
-                f"{path} is neither empty nor a catalogue (it holds {others[0]!r}): "
-                "name a new directory"
-            )
+        _require_empty(path, fresh.name)
         fresh.unlink(missing_ok=True)
         with (
             explained(path, "create a catalogue"),

@@ -218,6 +218,9 @@ def _start_model(config: TrainConfig) -> TigerFG:
 
 def _pools(config: TrainConfig, directory: Path) -> tuple[list[Pool], Pool]:
     """Prepared pools (made once, then memory-mapped) and the held-out rendered pool."""
+    for layout in ("standard", "cluttered") if config.photos is not None else ():
+        if not (config.photos / layout / "items.jsonl").is_file():
+            raise InputError(f"photos: {config.photos} has no {layout}/items.jsonl")
     sizes = (config.model.query_size, config.model.item_size)
     workers = config.threads or len(os.sched_getaffinity(0))
     makers: dict[str, Any] = {
