@@ -107,7 +107,7 @@ def test_unknown_tower(folder):
         Bundle.open(folder).onnx("text", "fp32")
 
 
-def test_a_shipped_bundles_name_comes_before_a_directory_of_that_name(folder, tmp_path, monkeypatch):
+def test_a_shipped_name_comes_before_a_directory_of_that_name(folder, tmp_path, monkeypatch):
     shipped = tmp_path / "shipped"
     shutil.copytree(folder, shipped / "tiny")
     (shipped / "__pycache__").mkdir()
