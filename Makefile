@@ -35,6 +35,7 @@ bench: $(VENV)/.dev  ## CPU benchmarks, ten minutes
 	RESULTS_DIR=$(RESULTS_DIR) $(BIN)/python -m pytest bench --benchmark-only
 
 gpu:  ## on a machine with a GPU and its own torch: GPU tests, then benchmarks
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(PYTHON) -m pytest tests -m gpu
 	RESULTS_DIR=$(RESULTS_DIR) $(PYTHON) -m pytest bench --benchmark-only
 
