@@ -97,7 +97,7 @@ def test_absorbed_form_is_the_usual_form(case):
     token_mask = torch.rand(case["batch"], case["length"]) < 0.7
     token_mask[:, -1] = True
     found = module(patches, patch_mask, tokens, token_mask)
-    _, weights, texts = module.token_features(tokens, token_mask)
+    weights, texts = module.token_features(tokens, token_mask)
     g, grounding_map = projected_grounding(module, patches, patch_mask, texts)
     size = max(1.0, float(patches.abs().max()))  # float64, relative to the patches
     torch.testing.assert_close(found.pooled, g, rtol=0, atol=1e-12 * size)
@@ -138,7 +138,7 @@ def test_at_the_start_values_and_outputs_pass_through():
     patches, tokens = torch.randn(2, 9, 12).double(), torch.randn(2, 4, 5).double()
     patch_mask = torch.ones(2, 9, dtype=torch.bool)
     token_mask = torch.ones(2, 4, dtype=torch.bool)
-    _, _, texts = module.token_features(tokens, token_mask)
+    _, texts = module.token_features(tokens, token_mask)
     pooled, _ = grounding_reference(module.absorbed_queries(texts), patches, patch_mask)
     heads = pooled.view(2, 3, 2, 12).mean(dim=2)  # [B, H, D]: the two queries of a head averaged
     expected = torch.cat([heads[:, h, 4 * h : 4 * h + 4] for h in range(3)], dim=-1)

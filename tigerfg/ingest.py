@@ -62,10 +62,9 @@ def prepare(entry: Item | Mapping[str, Any] | Rejected) -> Prepared | Rejected:
         item.validate()
         if isinstance(item.image, (str, os.PathLike)):
             name = os.fsdecode(item.image)
-            if "://" in name:
-                raise InputError(f"image {name!r}: addresses are not fetched, download it first")
-            path = os.path.abspath(name)
-            item = dataclasses.replace(item, image=path)
+            if "://" not in name:  # abspath would make a path of an address: decoding names it
+                name = os.path.abspath(name)
+            item = dataclasses.replace(item, image=name)
         document = json.dumps(item.to_dict(), ensure_ascii=False, allow_nan=False)
         return Prepared(item, document, _content_hash(item.image, document))
     except InputError as error:

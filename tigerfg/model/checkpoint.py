@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -65,8 +64,7 @@ def load_checkpoint(directory: str | Path) -> TigerFG:
         weights = load_file(directory / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise InputError(f"checkpoint: {directory / WEIGHTS} is damaged ({error})") from error
-    with torch.device("meta"):
-        model = TigerFG(config)
+    model = TigerFG(config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != found:
@@ -77,8 +75,6 @@ def load_checkpoint(directory: str | Path) -> TigerFG:
             f"checkpoint: {directory / WEIGHTS} does not fit config.json (e.g. {wrong[0]}); "
             "take both files from one training run"
         )
-    # Buffers that are not part of the state (rotary tables) need real storage: build them here.
-    model = TigerFG(config)
     model.load_state_dict(weights)  # copied: what safetensors reads is not aligned in memory
     return model.eval().requires_grad_(False)
 

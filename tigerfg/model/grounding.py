@@ -49,13 +49,13 @@ class TextGuidedGrounding(nn.Module):
         self.w_o = nn.Parameter(torch.eye(width))
         self.scale = (width // heads) ** -0.5
 
-    def token_features(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """tokens (B, L, text width) -> t (B, L, D), weights (B, M, L), pooled texts (B, M, D)."""
+    def token_features(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens (B, L, text width) -> token weights (B, M, L) and pooled texts (B, M, D)."""
         t = self.norm_text(self.project_text(tokens))
         logits = self.token_query @ t.transpose(1, 2)  # [B, M, L]
         lowest = torch.finfo(logits.dtype).min
         weights = logits.masked_fill(~token_mask[:, None, :], lowest).softmax(dim=-1)
-        return t, weights, weights @ t
+        return weights, weights @ t
 
     def absorbed_queries(self, texts: Tensor) -> Tensor:
         """Pooled texts (B, M, D) -> x (B, H·M, D), head by head, softmax scale included."""
@@ -76,7 +76,7 @@ class TextGuidedGrounding(nn.Module):
         self, patches: Tensor, patch_mask: Tensor, tokens: Tensor, token_mask: Tensor
     ) -> Grounded:
         """patches (B, N, D), patch_mask (B, N), tokens (B, L, text width), token_mask (B, L)."""
-        _, weights, texts = self.token_features(tokens, token_mask)
+        weights, texts = self.token_features(tokens, token_mask)
         pooled, maps = grounding_reference(self.absorbed_queries(texts), patches, patch_mask)
         return Grounded(
             self.project_values(pooled), maps.mean(dim=1), weights.mean(dim=1), texts.mean(dim=1)

@@ -38,9 +38,7 @@ class PatchPool(nn.Module):
             weights = weights.to(patches.dtype) * torch.exp(
                 (patches @ self.query).clamp(-20.0, 20.0)
             )
-            total = weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-            return ((weights / total)[:, None, :] @ patches)[:, 0]
-        if weights.dtype == torch.bool:
+        elif weights.dtype == torch.bool:
             return masked_mean_reference(patches, weights)
         total = weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
         return ((weights / total)[:, None, :] @ patches)[:, 0]
@@ -90,7 +88,7 @@ class TigerFG(nn.Module):
 
     def encode_query(self, pixels: Tensor, patch_mask: Tensor) -> Tensor:
         """pixels (B, 3, S, S) float, patch_mask (B, N) bool -> embeddings (B, E), norm 1."""
-        return self.head(self.pool(self.vision(pixels), patch_mask))
+        return self.encode_region(self.vision(pixels), patch_mask)
 
     def encode_region(self, patches: Tensor, weights: Tensor) -> Tensor:
         """Item patches (B, N, D) pooled with a given region (B, N) -> embeddings (B, E).
@@ -112,7 +110,7 @@ class TigerFG(nn.Module):
         tokens = self.text(token_ids, token_mask)
         whole = self.pool(patches, patch_mask)
         if self.config.item_tower == "global":
-            _, weights, texts = self.grounding.token_features(tokens, token_mask)
+            weights, texts = self.grounding.token_features(tokens, token_mask)
             fused = whole + self.gate_text * texts.mean(dim=1)
             flat = patch_mask.to(whole.dtype)
             flat = flat / flat.sum(dim=1, keepdim=True).clamp(min=1.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tigerfg.model.config import ModelConfig
 from tigerfg.text import TextTokenizer
 from tigerfg.training.pool import Pool
-from tigerfg.training.regions import box_regions, extent_masks
+from tigerfg.training.regions import box_regions, extent_masks, extent_pixels
 
 
 @dataclass
@@ -82,8 +82,7 @@ def augment(
     x = (x.clamp(0.0, 1.0) - torch.tensor(config.mean)[:, None, None]) / torch.tensor(config.std)[
         :, None, None
     ]
-    inside = (places < valid[:, :1])[:, None, :] & (places < valid[:, 1:])[:, :, None]
-    return x * inside[:, None]
+    return x * extent_pixels(valid, side)
 
 
 class BatchMaker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -34,6 +33,8 @@ from tigerfg.training.tokenizer import train_tokenizer
 from tigerfg.training.validate import validate
 
 log = logging.getLogger("tigerfg")
+
+CACHED_SCENES = 6144  # pictures whose features the map stage keeps, at most
 
 
 @dataclass(frozen=True)
@@ -182,19 +183,19 @@ class _Run:
         if first >= stage.steps:  # resumed between a stage's last step and its checkpoint
             return
         if stage.kind == "map":
-            rows = 6144 if stage.steps > 10 else 2 * stage.batch
+            rows = min(CACHED_SCENES, stage.steps * stage.batch)
             cache = FeatureCache(self.trainee, self.maker, seed, rows, min(stage.batch, 128))
             yield from map_steps(self.trainee, cache, seed, first, stage.steps, stage.batch)
             return
         teacher = None
         if stage.kind == "joint":
-            teacher = copy.deepcopy(self._teacher()).eval().requires_grad_(False)
+            teacher = self._teacher()
         for step in range(first, stage.steps):
             draw = self.maker.start(seed, step, stage.batch)
             yield STEPS[stage.kind](self.trainee, teacher, draw, config.weights)
 
     def _teacher(self) -> TigerFG:
-        """The tower as it was at the end of the last stage before this one."""
+        """The frozen tower as it was at the end of the last stage before this one."""
         number = self.progress.stage - 1
         if number >= 0:
             kind = self.config.stages[number].kind

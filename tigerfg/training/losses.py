@@ -7,11 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def same_product_mask(products: Tensor, others: Tensor | None = None) -> Tensor:
-    """(B,), (C,) int64 product ids -> (B, C) bool: same product; others defaults to products."""
-    return products[:, None] == (products if others is None else others)[None, :]
-
-
 def info_nce(
     queries: Tensor,
     items: Tensor,
@@ -37,7 +32,7 @@ def info_nce(
     if len(queries) == 0:
         return queries.sum() * 0.0
     logits = logit_scale * queries.float() @ items.float().T  # [B, B]
-    duplicate = same_product_mask(products)
+    duplicate = products[:, None] == products[None, :]
     duplicate.fill_diagonal_(False)
     logits = logits.masked_fill(duplicate, float("-inf"))
     target = torch.arange(len(queries), device=queries.device)

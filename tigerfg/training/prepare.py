@@ -198,7 +198,7 @@ def photo_pool(
     """
     directory = Path(directory)
     rng = np.random.default_rng((seed, 5))
-    items = [i for i in read_items(directory / "standard") if i.extra.get("split") == split]
+    items = list(_split_items(directory / "standard", split))
     queries = [q for q in read_queries(directory / "standard") if q.extra.get("split") == split]
     if not items or not queries:
         raise InputError(f"split: {directory} has no items and queries of split {split!r}")

@@ -58,10 +58,14 @@ def crop_boxes(pixels: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor
         align_corners=False,
     )
     extents = torch.stack([wide / step, high / step], dim=1)
-    inside = (places[None, :] < extents[:, :1])[:, None, :] & (places[None, :] < extents[:, 1:])[
-        :, :, None
-    ]
-    return crops * inside[:, None], extents
+    return crops * extent_pixels(extents, size), extents
+
+
+def extent_pixels(extents: Tensor, size: int) -> Tensor:
+    """(B, 2) valid (w, h) in pixels -> (B, 1, size, size) bool: the pixel's centre is inside."""
+    centres = torch.arange(size, device=extents.device, dtype=torch.float32) + 0.5
+    wide, high = centres < extents[:, :1], centres < extents[:, 1:]
+    return (high[:, :, None] & wide[:, None, :])[:, None]
 
 
 def extent_masks(extents: Tensor, grid: int, patch: int) -> Tensor:

@@ -108,7 +108,7 @@ def joint_step(
         grid = config.query_size // patch
         teacher_patches = teacher.vision(torch.cat([crops.pixels, targets]))
         mask = torch.cat([crops.mask, extent_masks(extents, grid, patch)])
-        teacher_queries, teacher_items = teacher.head(teacher.pool(teacher_patches, mask)).chunk(2)
+        teacher_queries, teacher_items = teacher.encode_region(teacher_patches, mask).chunk(2)
         teacher_map = teacher_patches[len(queries) :].unflatten(1, (grid, grid))
     losses = {
         "nce": info_nce(queries, item.embedding, crops.products, scale),

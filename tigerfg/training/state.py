@@ -30,7 +30,6 @@ def save_state(
     directory: Path, trainee: Trainee, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
     """Write model, optimiser and progress to `directory`, whole or not at all."""
-    names = [name for name, _ in trainee.named_parameters()]
     tensors = {f"model.{name}": value for name, value in trainee.state_dict().items()}
     for name, parameter in trainee.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -39,7 +38,7 @@ def save_state(
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, staged / STATE_TENSORS)
-    (staged / STATE_JSON).write_text(json.dumps({**vars(progress), "parameters": len(names)}))
+    (staged / STATE_JSON).write_text(json.dumps(vars(progress)))
     old = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():

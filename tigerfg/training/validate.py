@@ -9,19 +9,15 @@ from torch import Tensor
 from tigerfg.model.towers import TigerFG
 from tigerfg.text import TextTokenizer
 from tigerfg.training.pool import Pool
-from tigerfg.training.regions import box_regions, extent_masks
+from tigerfg.training.regions import box_regions, extent_masks, extent_pixels
 
 
-def _normalised(pictures: np.ndarray, model: TigerFG) -> Tensor:
+def _pixels(pictures: np.ndarray, extents: Tensor, model: TigerFG) -> Tensor:
+    """uint8 (B, S, S, 3) -> normalised (B, 3, S, S), zero outside the pictures."""
     x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255.0
     mean, std = torch.tensor(model.config.mean), torch.tensor(model.config.std)
-    return (x - mean[:, None, None]) / std[:, None, None]
-
-
-def _inside(pixels: Tensor, extents: Tensor) -> Tensor:
-    places = torch.arange(pixels.shape[-1])
-    inside = (places < extents[:, :1])[:, None, :] & (places < extents[:, 1:])[:, :, None]
-    return pixels * inside[:, None]
+    x = (x - mean[:, None, None]) / std[:, None, None]
+    return x * extent_pixels(extents, x.shape[-1])
 
 
 @torch.no_grad()
@@ -44,7 +40,7 @@ def validate(model: TigerFG, pool: Pool, tokenizer: TextTokenizer) -> dict[str, 
     def encode(start: int) -> Tensor:
         rows = slice(start, start + 128)
         extents = torch.from_numpy(np.array(pool.crop_extents[rows]))
-        pixels = _inside(_normalised(pool.crops[rows], model), extents)
+        pixels = _pixels(pool.crops[rows], extents, model)
         return model.encode_query(pixels, extent_masks(extents, q_grid, patch))
 
     queries = torch.cat([encode(start) for start in range(0, len(pool.crops), 128)])
@@ -57,7 +53,7 @@ def validate(model: TigerFG, pool: Pool, tokenizer: TextTokenizer) -> dict[str, 
             rows = index[start : start + 128]
             extents = torch.from_numpy(np.array(pool.scene_extents[rows]))
             mask = extent_masks(extents, grid, patch)
-            patches = model.vision(_inside(_normalised(pool.scenes[rows], model), extents))
+            patches = model.vision(_pixels(pool.scenes[rows], extents, model))
             texts = [pool.texts[p][0] for p in pool.scene_products[rows]]
             token_ids, token_mask = (torch.from_numpy(t) for t in tokenizer(texts))
             item = model.ground(patches, mask, token_ids, token_mask)
