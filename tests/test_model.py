@@ -25,7 +25,11 @@ from small_models import (
 from torch import Tensor
 
 from tigerfg.errors import InputError
-from tigerfg.kernels import grounding_reference, masked_mean_reference
+from tigerfg.kernels import (
+    grounding_reference,
+    masked_mean_reference,
+    project_values_reference,
+)
 from tigerfg.model import (
     ModelConfig,
     TigerFG,
@@ -96,16 +100,19 @@ def test_absorbed_form_is_the_usual_form(case):
     tokens = torch.randn(case["batch"], case["length"], text_width).double()
     token_mask = torch.rand(case["batch"], case["length"]) < 0.7
     token_mask[:, -1] = True
-    found = module(patches, patch_mask, tokens, token_mask)
+    found = module(tokens, token_mask)
+    pooled, maps = grounding_reference(found.queries, patches, patch_mask)
+    pooled = project_values_reference(pooled, module.w_v, module.w_o, module.heads)
+    found_map = maps.mean(dim=1)
     weights, texts = module.token_features(tokens, token_mask)
     g, grounding_map = projected_grounding(module, patches, patch_mask, texts)
     size = max(1.0, float(patches.abs().max()))  # float64, relative to the patches
-    torch.testing.assert_close(found.pooled, g, rtol=0, atol=1e-12 * size)
-    torch.testing.assert_close(found.grounding_map, grounding_map, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pooled, g, rtol=0, atol=1e-12 * size)
+    torch.testing.assert_close(found_map, grounding_map, rtol=0, atol=1e-12)
     ones = torch.ones(case["batch"]).double()
-    torch.testing.assert_close(found.grounding_map.sum(dim=1), ones, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found_map.sum(dim=1), ones, rtol=0, atol=1e-12)
     torch.testing.assert_close(found.token_weights.sum(dim=1), ones, rtol=0, atol=1e-12)
-    assert (found.grounding_map[~patch_mask] == 0).all()
+    assert (found_map[~patch_mask] == 0).all()
     assert (weights.mean(dim=1)[~token_mask] == 0).all()
 
 
@@ -142,7 +149,7 @@ def test_at_the_start_values_and_outputs_pass_through():
     pooled, _ = grounding_reference(module.absorbed_queries(texts), patches, patch_mask)
     heads = pooled.view(2, 3, 2, 12).mean(dim=2)  # [B, H, D]: the two queries of a head averaged
     expected = torch.cat([heads[:, h, 4 * h : 4 * h + 4] for h in range(3)], dim=-1)
-    found = module(patches, patch_mask, tokens, token_mask).pooled
+    found = project_values_reference(pooled, module.w_v, module.w_o, 3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
 
 
@@ -155,12 +162,12 @@ def test_before_training_the_true_map_gives_the_region_embedding():
     region = torch.rand(2, patches.shape[1]).double() * patch_mask
     region /= region.sum(dim=1, keepdim=True)
 
-    def forced(x, v, mask):
+    def forced(x, v, mask, **_):
         maps = region[:, None].expand(-1, x.shape[1], -1)
         return maps @ v, maps
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tigerfg.model.grounding.grounding_reference", forced)
+        patch.setattr("tigerfg.kernels.embedding.grounding_reference", forced)
         found = model.ground(patches, patch_mask, token_ids, token_mask)
     torch.testing.assert_close(
         found.embedding, model.encode_region(patches, region), rtol=0, atol=1e-12
@@ -247,7 +254,8 @@ def test_attention_pool_starts_as_the_mean_and_learns_to_weigh():
     )
     with torch.no_grad():
         pool.query.copy_(torch.tensor([1.0, 0, 0, 0]))
-    weights = torch.exp(patches[..., 0]) * mask
+    keys = torch.layer_norm(patches, (4,), eps=1e-6)
+    weights = torch.exp(keys[..., 0]) * mask
     expected = (weights / weights.sum(dim=1, keepdim=True))[:, None] @ patches
     torch.testing.assert_close(pool(patches, mask), expected[:, 0], rtol=0, atol=1e-6)
 

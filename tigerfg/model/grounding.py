@@ -10,24 +10,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tigerfg.kernels import grounding_reference
 
+class Guidance(NamedTuple):
+    """What the text asks of the patches, and what is known of the text itself.
 
-class Grounded(NamedTuple):
-    """What grounding yields: g (B, D), map (B, N), token weights (B, L), text summary (B, D)."""
+    queries (B, H·M, D): absorbed, head by head, softmax scale included; token_weights (B, L): mean
+    over the M queries of a head, sum 1; text (B, D): the pooled text, their mean too.
+    """
 
-    pooled: Tensor
-    grounding_map: Tensor
+    queries: Tensor
     token_weights: Tensor
     text: Tensor
 
 
 class TextGuidedGrounding(nn.Module):
-    """Pools patches with attention whose H·M queries come from the item's text.
+    """Turns an item's text into the queries with which its patches are pooled.
 
         w_lm  = softmax_l(u_m · t_l)              token weights of query m
         q_m^h = W_q^h Σ_l w_lm t_l
         x_m^h = scale · W_kᵀ^h q_m^h              absorbed: keys are never projected
+
+    and holds the projections that `tigerfg.kernels.grounded_embedding` applies after the pooling:
+
         p_m^h = Σ_n softmax_n(x_m^h · LN(v_n)) v_n
         g     = W_o concat_h(W_v^h mean_m p_m^h)  W_v and W_o start as the identity
 
@@ -60,24 +64,12 @@ class TextGuidedGrounding(nn.Module):
     def absorbed_queries(self, texts: Tensor) -> Tensor:
         """Pooled texts (B, M, D) -> x (B, H·M, D), head by head, softmax scale included."""
         batch, m, width = texts.shape
-        q = self.w_q(texts).view(batch, m, self.heads, -1).transpose(1, 2)  # [B, H, M, d]
-        w_k = self.w_k.weight.view(self.heads, -1, width)  # [H, d, D]
-        return (self.scale * (q @ w_k)).reshape(batch, self.heads * m, width)
+        q = self.w_q(texts).view(batch * m, self.heads, -1).transpose(0, 1)  # [H, B·M, d]
+        w_k = self.w_k.weight.view(self.heads, -1, width)  # [H, d, D], not copied for every item
+        x = (self.scale * (q @ w_k)).view(self.heads, batch, m, width).transpose(0, 1)
+        return x.reshape(batch, self.heads * m, width)
 
-    def project_values(self, pooled: Tensor) -> Tensor:
-        """p (B, H·M, D) -> g (B, D): the value and output projections, after the pooling."""
-        batch, _, width = pooled.shape
-        p = pooled.view(batch, self.heads, self.queries_per_head, width).mean(dim=2)  # [B, H, D]
-        w_v = self.w_v.view(self.heads, -1, width)  # [H, d, D]
-        g = (w_v @ p[..., None]).reshape(batch, width)
-        return g @ self.w_o.T
-
-    def forward(
-        self, patches: Tensor, patch_mask: Tensor, tokens: Tensor, token_mask: Tensor
-    ) -> Grounded:
-        """patches (B, N, D), patch_mask (B, N), tokens (B, L, text width), token_mask (B, L)."""
+    def forward(self, tokens: Tensor, token_mask: Tensor) -> Guidance:
+        """tokens (B, L, text width), token_mask (B, L) bool -> Guidance."""
         weights, texts = self.token_features(tokens, token_mask)
-        pooled, maps = grounding_reference(self.absorbed_queries(texts), patches, patch_mask)
-        return Grounded(
-            self.project_values(pooled), maps.mean(dim=1), weights.mean(dim=1), texts.mean(dim=1)
-        )
+        return Guidance(self.absorbed_queries(texts), weights.mean(dim=1), texts.mean(dim=1))

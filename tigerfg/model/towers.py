@@ -6,10 +6,17 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tigerfg.kernels import masked_mean_reference
+from tigerfg.kernels import (
+    TailWeights,
+    attention_pool_reference,
+    embedding_head_reference,
+    grounded_embedding,
+    grounding,
+    masked_mean_reference,
+    pooled_embedding,
+)
 from tigerfg.model.backbones import build_backbone
 from tigerfg.model.config import ModelConfig
 from tigerfg.model.grounding import TextGuidedGrounding
@@ -35,10 +42,8 @@ class PatchPool(nn.Module):
     def forward(self, patches: Tensor, weights: Tensor) -> Tensor:
         """patches (B, N, D), weights (B, N) >= 0 (a mask or a soft region) -> (B, D)."""
         if self.query is not None:
-            weights = weights.to(patches.dtype) * torch.exp(
-                (patches @ self.query).clamp(-20.0, 20.0)
-            )
-        elif weights.dtype == torch.bool:
+            return attention_pool_reference(patches, self.query, weights)
+        if weights.dtype == torch.bool:
             return masked_mean_reference(patches, weights)
         total = weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
         return ((weights / total)[:, None, :] @ patches)[:, 0]
@@ -53,7 +58,12 @@ class EmbeddingHead(nn.Module):
         self.projection = nn.Linear(width, embedding_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.projection(self.norm(x)), dim=-1, eps=1e-6)
+        return embedding_head_reference(x, *self.weights, norm_eps=self.norm.eps)
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Norm weight and bias (D,), projection (E, D)."""
+        return self.norm.weight, self.norm.bias, self.projection.weight
 
 
 class TigerFG(nn.Module):
@@ -88,7 +98,14 @@ class TigerFG(nn.Module):
 
     def encode_query(self, pixels: Tensor, patch_mask: Tensor) -> Tensor:
         """pixels (B, 3, S, S) float, patch_mask (B, N) bool -> embeddings (B, E), norm 1."""
-        return self.encode_region(self.vision(pixels), patch_mask)
+        return pooled_embedding(
+            self.vision(pixels),
+            patch_mask,
+            *self.head.weights,
+            self.pool.query,
+            kind=self.config.pool,
+            norm_eps=self.head.norm.eps,
+        )
 
     def encode_region(self, patches: Tensor, weights: Tensor) -> Tensor:
         """Item patches (B, N, D) pooled with a given region (B, N) -> embeddings (B, E).
@@ -103,21 +120,38 @@ class TigerFG(nn.Module):
         """pixels (B, 3, S, S), patch_mask (B, N), token_ids (B, L) int64, token_mask (B, L)."""
         return self.ground(self.vision(pixels), patch_mask, token_ids, token_mask)
 
+    def grounding_map(
+        self, patches: Tensor, patch_mask: Tensor, token_ids: Tensor, token_mask: Tensor
+    ) -> Tensor:
+        """The map alone, (B, N): patches (B, N, D) and text as for `ground`."""
+        guidance = self.grounding(self.text(token_ids, token_mask), token_mask)
+        return grounding(guidance.queries, patches, patch_mask)[1]
+
     def ground(
         self, patches: Tensor, patch_mask: Tensor, token_ids: Tensor, token_mask: Tensor
     ) -> ItemOutput:
         """The item tower after its backbone: patches (B, N, D) and text -> ItemOutput."""
-        tokens = self.text(token_ids, token_mask)
-        whole = self.pool(patches, patch_mask)
+        guidance = self.grounding(self.text(token_ids, token_mask), token_mask)
         if self.config.item_tower == "global":
-            weights, texts = self.grounding.token_features(tokens, token_mask)
-            fused = whole + self.gate_text * texts.mean(dim=1)
-            flat = patch_mask.to(whole.dtype)
+            fused = self.pool(patches, patch_mask) + self.gate_text * guidance.text
+            flat = patch_mask.to(fused.dtype)
             flat = flat / flat.sum(dim=1, keepdim=True).clamp(min=1.0)
-            return ItemOutput(self.head(fused), flat, weights.mean(dim=1))
-        grounded = self.grounding(patches, patch_mask, tokens, token_mask)
-        fused = grounded.pooled + self.gate_pool * whole + self.gate_text * grounded.text
-        return ItemOutput(self.head(fused), grounded.grounding_map, grounded.token_weights)
+            return ItemOutput(self.head(fused), flat, guidance.token_weights)
+        weights = TailWeights(
+            self.grounding.w_v, self.grounding.w_o, self.gate_pool, self.gate_text,
+            *self.head.weights,
+        )  # fmt: skip
+        embedding, grounding_map = grounded_embedding(
+            guidance.queries,
+            patches,
+            patch_mask,
+            guidance.text,
+            weights,
+            self.grounding.heads,
+            pool_query=self.pool.query,
+            norm_eps=self.head.norm.eps,
+        )
+        return ItemOutput(embedding, grounding_map, guidance.token_weights)
 
 
 def count_parameters(module: nn.Module) -> int:

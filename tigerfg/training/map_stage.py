@@ -59,6 +59,5 @@ def map_steps(
     for step in range(first, steps):
         rng = np.random.default_rng((seed, 9, step))
         patches, mask, region, texts = cache.batch(rng, batch)
-        tokens = model.text(texts.token_ids, texts.token_mask)
-        grounded = model.grounding(patches, mask, tokens, texts.token_mask)
-        yield {"map": map_loss(grounded.grounding_map, region)}
+        grounding_map = model.grounding_map(patches, mask, texts.token_ids, texts.token_mask)
+        yield {"map": map_loss(grounding_map, region)}

@@ -1,0 +1,126 @@
+"""The custom operators pass through torch.export, torch.compile and, decomposed, ONNX export."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tigerfg.kernels import TailWeights
+from tigerfg.kernels.decompositions import decompositions
+from tigerfg.kernels.dispatch import fused
+
+BATCH = torch.export.Dim("batch")
+
+
+class Grounding(nn.Module):
+    """Calls the operator itself, as a model exported on CUDA does."""
+
+    def forward(self, x: Tensor, v: Tensor, patch_mask: Tensor) -> tuple[Tensor, ...]:
+        return torch.ops.tigerfg.grounding(x, v, patch_mask, 1e-6, False)
+
+
+class Item(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        square, vector = (width, width), (width,)
+        for name, shape in zip(
+            TailWeights._fields, (square, square, *[vector] * 4, (8, width)), strict=True
+        ):
+            self.register_buffer(name, torch.randn(*shape) / width**0.5)
+
+    def forward(self, x: Tensor, v: Tensor, patch_mask: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        weights = [getattr(self, name) for name in TailWeights._fields]
+        return torch.ops.tigerfg.grounded_embedding(
+            x, v, patch_mask, text, weights, 3, None, 1e-6, 1e-6
+        )
+
+
+class Query(Item):
+    def forward(self, v: Tensor, patch_mask: Tensor) -> Tensor:
+        return torch.ops.tigerfg.pooled_embedding(
+            v, patch_mask, self.norm_weight, self.norm_bias, self.projection
+        )
+
+
+def cases() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+    torch.manual_seed(0)
+    x, v, text = torch.randn(2, 3, 48), torch.randn(2, 9, 48), torch.randn(2, 48)
+    mask = torch.rand(2, 9) < 0.7
+    return {
+        "grounding": (Grounding(), (x, v, mask)),
+        "grounded_embedding": (Item(48), (x, v, mask, text)),
+        "pooled_embedding": (Query(48), (v, mask)),
+    }
+
+
+OPERATORS = ("grounding", "grounded_embedding", "pooled_embedding")
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_compile_in_one_graph(operator):
+    module, inputs = cases()[operator]
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), module(*inputs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_export_keeps_the_operator_and_decomposes_for_onnx(operator, tmp_path):
+    module, inputs = cases()[operator]
+    program = torch.export.export(module, inputs, dynamic_shapes=tuple({0: BATCH} for _ in inputs))
+    calls = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert f"tigerfg.{operator}.default" in calls
+    plain = program.run_decompositions(decompositions())
+    assert not any("tigerfg" in str(node.target) for node in plain.graph.nodes)
+    exported = torch.onnx.export(plain, dynamo=True, verbose=False)
+    nodes = Counter(node.op_type for node in exported.model_proto.graph.node)
+    assert nodes["LayerNormalization"] >= 1
+    assert all(node.domain == "" for node in exported.model_proto.graph.node)
+    file = tmp_path / "operator.onnx"
+    exported.save(file)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    inputs = tuple(torch.cat([value, value.flip(0)])[:3] for value in inputs)  # another batch
+    feeds = {
+        entry.name: value.numpy() for entry, value in zip(session.get_inputs(), inputs, strict=True)
+    }
+    expected = module(*inputs)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for found, wanted in zip(session.run(None, feeds), expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_fake_implementation_has_the_real_shapes(operator):
+    module, inputs = cases()[operator]
+    meta = module.to("meta")(*(value.to("meta") for value in inputs))
+    real = cases()[operator][0](*inputs)
+    as_tuple = lambda value: value if isinstance(value, tuple) else (value,)  # noqa: E731
+    for fake, true in zip(as_tuple(meta), as_tuple(real), strict=True):
+        assert (fake.shape, fake.dtype) == (true.shape, true.dtype)
+
+
+class OnCuda:
+    """Stands for a CUDA tensor where only its flags are asked."""
+
+    is_cuda = True
+
+    def __init__(self, requires_grad: bool = False) -> None:
+        self.requires_grad = requires_grad
+
+
+def test_kernels_serve_cuda_tensors_without_gradients(caplog):
+    assert not fused("grounding", None, torch.zeros(1))
+    assert fused("grounding", None, OnCuda(), None)
+    assert not fused("grounding", None, OnCuda(), OnCuda(requires_grad=True))
+    with torch.no_grad():
+        assert fused("grounding", None, OnCuda(), OnCuda(requires_grad=True))
+    with caplog.at_level(logging.WARNING, "tigerfg"):
+        for _ in range(2):
+            assert not fused("grounding", "width 31 is no multiple of 16", OnCuda())
+    assert [record.message for record in caplog.records] == [
+        "grounding: the reference runs instead of the fused kernels: width 31 is no multiple of 16"
+    ]
