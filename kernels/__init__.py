@@ -19,6 +19,7 @@ from tigerfg.kernels.pooling import (
     pooled_embedding,
     pooled_embedding_reference,
 )
+from tigerfg.kernels.preprocess import pack, preprocess, preprocess_reference
 from tigerfg.kernels.tail import TailWeights
 
 __all__ = [
@@ -30,7 +31,10 @@ __all__ = [
     "grounding",
     "grounding_reference",
     "masked_mean_reference",
+    "pack",
     "pooled_embedding",
     "pooled_embedding_reference",
+    "preprocess",
+    "preprocess_reference",
     "project_values_reference",
 ]
