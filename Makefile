@@ -34,10 +34,9 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev  ## CPU benchmarks, ten minutes
 	RESULTS_DIR=$(RESULTS_DIR) $(BIN)/python -m pytest bench --benchmark-only
 
-gpu:  ## on a machine with a GPU and its own torch: GPU tests, then benchmarks
+gpu:  ## on a machine with a GPU and its own torch: tests, compute-sanitizer, benchmarks (ten minutes)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) -m pytest tests -m gpu
-	RESULTS_DIR=$(RESULTS_DIR) $(PYTHON) -m pytest bench --benchmark-only
+	RESULTS_DIR=$(RESULTS_DIR) $(PYTHON) bench/gpu.py
 
 PHOTOS ?= ../shared/data/grocery
 bundle: $(VENV)/.dev  ## train the shipped tiny model from nothing and export it (90 minutes)

@@ -6,25 +6,21 @@ to bench/results/. The cosine (or overlap) with the reference stands beside ever
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conditions import conditions
 from contenders import PlainLoop
 
 from tigerfg.bundle import Bundle
-from tigerfg.engines.cpu import cpu, thread_count
+from tigerfg.engines.cpu import thread_count
 from tigerfg.errors import BundleError
 
 HERE = Path(__file__).parent
-PACKAGES = ("tigerfg", "torch", "onnxruntime", "openvino", "faiss-cpu", "numpy", "pillow")
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
 
@@ -119,10 +115,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     first: dict[str, float] = {}
     for row in rows:
         row["ratio"] = first.setdefault(row["group"], row["median_ms"]) / row["median_ms"]
-    conditions = _conditions()
+    machine = conditions()
     terminalreporter.section("ratios (first contender of a group = 1.00, higher is faster)")
     terminalreporter.line(
-        f"{conditions['cpu']}, {conditions['threads']} threads, {' '.join(conditions['features'])}"
+        f"{machine['cpu']}, {machine['threads']} threads, {' '.join(machine['features'])}"
     )
     for row in rows:
         agreement = "" if row["agreement"] is None else f"  agreement {row['agreement']:.5f}"
@@ -133,25 +129,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     folder = Path(os.environ.get("RESULTS_DIR") or HERE / "results")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "bench.json"
-    file.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=2) + "\n")
+    file.write_text(json.dumps({"conditions": machine, "rows": rows}, indent=2) + "\n")
     terminalreporter.line(f"written to {file}")
-
-
-def _conditions() -> dict[str, Any]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "cpu": cpu().model,
-        "features": cpu().features,
-        "threads": thread_count(None),
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": commit or None,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
