@@ -99,7 +99,7 @@ def run(step: Step, log: Path, seconds_left: float) -> Outcome:
         process = subprocess.Popen(
             step.command,
             cwd=REPOSITORY,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **step.env},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": "0", **step.env},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -10,6 +10,7 @@ compiling twice gives the same bytes.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fnmatch
 import functools
 import importlib
@@ -190,6 +191,22 @@ def _as_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
+def fix_addresses() -> bool:
+    """Load the programs that this process starts at fixed addresses; whether the system allows it.
+
+    ptxas for Blackwell picks between equivalent registers by the addresses of its own tables: two
+    runs give different cubins of the same PTX otherwise.
+    """
+    address_no_randomize = 0x0040000  # <sys/personality.h>
+    return ctypes.CDLL(None).personality(address_no_randomize) != -1
+
+
+def _start_worker() -> None:
+    fix_addresses()
+    # A cache of its own: others' cubins may have been made at other addresses.
+    triton.knobs.cache.dir = os.path.join(triton.knobs.cache.dir, "aot")
+
+
 def _compile_to(out: Path, task: tuple[str, int, str]) -> dict[str, Any]:
     """Compile one (operator, arch, name) into the folder; its description."""
     operator, arch, name = task
@@ -213,7 +230,7 @@ def compile_all(
 ) -> Iterator[dict[str, Any]]:
     """Compile the variants whose name matches a pattern of `only`; yields each description.
 
-    The index is written after the last one. A file name pattern is as in `fnmatch`.
+    Patterns are those of `fnmatch`. The index is written after the last kernel.
     """
     tasks = [
         (operator, arch, name)
@@ -227,7 +244,8 @@ def compile_all(
     out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     descriptions = []
-    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context) as pool:
+    workers = min(jobs, len(tasks))
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         for description in pool.map(functools.partial(_compile_to, out), tasks):
             descriptions.append(description)
             yield description

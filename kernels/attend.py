@@ -59,6 +59,7 @@ def grounding_kernel(
     map_queries,
     D: tl.constexpr,
     KEY_NORM_EPS: tl.constexpr,
+    MASKED: tl.constexpr,
     FINISH: tl.constexpr,
     QUERY_AXIS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -112,7 +113,9 @@ def grounding_kernel(
         n = start + tl.arange(0, BLOCK_N)
         n_ok = n < last
         n_tile = n.to(tl.int64)[:, None] * stride_vn + d[None, :]
-        valid = tl.load(mask_ptr + item * stride_mb + n * stride_mn, mask=n_ok, other=0) != 0
+        valid = n_ok
+        if MASKED:
+            valid = tl.load(mask_ptr + item * stride_mb + n * stride_mn, mask=n_ok, other=0) != 0
         mean = tl.zeros([BLOCK_N], tl.float32)
         squares = tl.zeros([BLOCK_N], tl.float32)  # Σ (v - mean)²
         v = ()
@@ -137,9 +140,12 @@ def grounding_kernel(
                 squares += tl.sum(f * f, 1) + delta * delta * (BLOCK_D * c / (c + 1))
             v = v + (v_c,)
         if KEY_NORM_EPS is not None:
+            # A spread below float32's resolution of the mean is none: the key is 0, not rounding
+            # that the scale would blow up.
+            flat = tl.expand_dims(squares <= D * 1e-12 * mean * mean, QUERY_AXIS)
             mean = tl.expand_dims(mean, QUERY_AXIS)
             scale = tl.expand_dims(tl.rsqrt(squares / D + KEY_NORM_EPS), QUERY_AXIS)
-            s = scale * (s - mean * x_sum)
+            s = tl.where(flat, 0.0, scale * (s - mean * x_sum))
         s = tl.where(tl.expand_dims(valid, QUERY_AXIS), s * 1.4426950408889634, float("-inf"))
         n_wide = tl.expand_dims(n, QUERY_AXIS)
         s_tile = logits_ptr + (item * queries + q_wide) * patches + n_wide
@@ -193,6 +199,7 @@ class Passed(NamedTuple):
     splits: int
 
 
+@torch.compiler.assume_constant_result  # torch.compile need not trace the tables
 def unserved(dtype: torch.dtype, width: int, arch: int) -> str | None:
     """Why the kernels do not take patch features of this kind; None where they do."""
     if dtype not in TRITON_TYPES:
@@ -204,6 +211,7 @@ def unserved(dtype: torch.dtype, width: int, arch: int) -> str | None:
     return None
 
 
+@functools.cache
 def grounding_variant(
     dtype: torch.dtype,
     width: int,
@@ -211,8 +219,13 @@ def grounding_variant(
     key_norm_eps: float | None,
     finish: bool,
     arch: int,
+    masked: bool = True,
 ) -> Variant:
-    """The pass over V for one dtype and width; `finish`: without splits, the map included."""
+    """The pass over V for one dtype and width; `finish`: without splits, the map included.
+
+    Args:
+        masked: without, the mask's pointer is never read.
+    """
     name = triton_type(dtype, "v")
     result = name if finish else "fp32"
     use = launch_parameters(
@@ -231,12 +244,14 @@ def grounding_variant(
     numbers = ("patches", "queries", "splits", "x_queries", "map_queries")
     norm = "raw" if key_norm_eps is None else "norm"
     return Variant(
-        name=f"grounding_{'whole' if finish else 'split'}_{name}_d{width}_q{use['BLOCK_Q']}_{norm}",
+        name=f"grounding_{'whole' if finish else 'split'}_{name}_d{width}_q{use['BLOCK_Q']}_{norm}"
+        f"{'' if masked else '_unmasked'}",
         kernel=grounding_kernel,
         arguments={**pointers, **dict.fromkeys(strides, "i64"), **dict.fromkeys(numbers, "i32")},
         constexprs={
             "D": width,
             "KEY_NORM_EPS": key_norm_eps,
+            "MASKED": masked,
             "FINISH": finish,
             "QUERY_AXIS": use["QUERY_AXIS"],
             "BLOCK_N": use["BLOCK_N"],
@@ -276,7 +291,8 @@ def attend(
     batch, _, width = x.shape
     patches = v.shape[1]
     arch = architecture(v.device) if arch is None else arch
-    whole = grounding_variant(v.dtype, width, queries, key_norm_eps, True, arch)
+    masked = patch_mask is not None
+    whole = grounding_variant(v.dtype, width, queries, key_norm_eps, True, arch, masked)
     query_blocks = triton.cdiv(queries, whole.constexprs["BLOCK_Q"])
     if splits is None:
         splits = multiprocessors(v.device) // (batch * query_blocks)
@@ -285,7 +301,9 @@ def attend(
     x = x.contiguous()
     if v.stride(2) != 1:
         v = v.contiguous()
-    mask = all_patches(v) if patch_mask is None else patch_mask.view(torch.uint8)
+    mask, mask_strides = v, (0, 0)
+    if masked:
+        mask, mask_strides = patch_mask.view(torch.uint8), patch_mask.stride()
     device = {"device": v.device}
     logits = torch.empty(batch, queries, patches, dtype=torch.float32, **device)
     if finish:
@@ -293,23 +311,13 @@ def attend(
         p = torch.empty(batch, queries, width, dtype=v.dtype, **device)
         grounding_map = torch.empty(batch, patches, dtype=torch.float32, **device)
     else:
-        variant = grounding_variant(v.dtype, width, queries, key_norm_eps, False, arch)
+        variant = grounding_variant(v.dtype, width, queries, key_norm_eps, False, arch, masked)
         p = torch.empty(batch, splits, queries, width, dtype=torch.float32, **device)
         stats = torch.empty(batch, splits, queries, 2, dtype=torch.float32, **device)
         grounding_map = None
     variant.launch(
         (batch * splits * query_blocks,), x, v, mask, p, logits if stats is None else stats, logits,
         logits if grounding_map is None else grounding_map, x.stride(0), v.stride(0), v.stride(1),
-        mask.stride(0), mask.stride(1), patches, queries, splits, x.shape[1], map_queries,
+        *mask_strides, patches, queries, splits, x.shape[1], map_queries,
     )  # fmt: skip
     return Passed(p, grounding_map, stats, logits, splits)
-
-
-def all_patches(v: Tensor) -> Tensor:
-    """A patch mask that is 1 everywhere and takes no memory: v (B, N, D) -> uint8 (B, N)."""
-    return _one(v.device).expand(v.shape[:2])
-
-
-@functools.cache
-def _one(device: torch.device) -> Tensor:
-    return torch.ones(1, 1, dtype=torch.uint8, device=device)

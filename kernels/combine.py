@@ -6,6 +6,8 @@ splits are always joined in their order, so that the result does not depend on t
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -107,6 +109,7 @@ def chunk_width(width: int, at_most: int) -> int:
     return min(width & -width, at_most)
 
 
+@functools.cache
 def combine_variant(dtype: torch.dtype, width: int, per_query: bool, arch: int) -> Variant:
     """The joining of splits for one dtype and width."""
     name = triton_type(dtype, "v")
@@ -131,6 +134,6 @@ def combine_variant(dtype: torch.dtype, width: int, per_query: bool, arch: int) 
         },
         aligned=frozenset(pointers),
         grid=("batch", "queries + cdiv(patches, 256)"),
-        num_warps=4,
+        num_warps=2,
         num_stages=1,
     )

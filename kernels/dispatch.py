@@ -11,20 +11,24 @@ from torch import Tensor
 logger = logging.getLogger("tigerfg")
 
 
-def fused(operator: str, reason: str | None, *tensors: Tensor | None) -> bool:
-    """Whether the Triton kernels serve: tensors on CUDA of which nobody wants a gradient.
+def fused(*tensors: Tensor | None) -> bool:
+    """Whether the Triton kernels are wanted: inputs on CUDA of which nobody wants a gradient.
 
     Args:
-        operator: for the log.
-        reason: why the kernels cannot take these shapes and dtypes, None where they can; the
-            reference then runs on the GPU too, and the log says so once.
         tensors: all inputs, features first; None for absent ones.
     """
     present = [tensor for tensor in tensors if tensor is not None]
     if not present[0].is_cuda:
         return False
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present):
-        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present))
+
+
+def served(operator: str, reason: str | None) -> bool:
+    """Whether the kernels take these shapes and dtypes; if not, the log says once why.
+
+    Args:
+        reason: why they do not, None where they do.
+    """
     if reason is not None:
         _say_once(operator, reason)
     return reason is None

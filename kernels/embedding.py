@@ -11,15 +11,15 @@ import triton
 from torch import Tensor
 
 from tigerfg.kernels.arrival import counters
-from tigerfg.kernels.attend import attend, unserved
-from tigerfg.kernels.dispatch import fused
+from tigerfg.kernels.attend import attend
+from tigerfg.kernels.dispatch import fused, served
 from tigerfg.kernels.grounding import check, grounding_reference
 from tigerfg.kernels.pooling import (
     attention_pool_reference,
     embedding_head_reference,
     masked_mean_reference,
 )
-from tigerfg.kernels.tail import MAP_BLOCK, TailWeights, tail_variant
+from tigerfg.kernels.tail import MAP_BLOCK, TailWeights, tail_unserved, tail_variant
 from tigerfg.kernels.tuning import architecture
 
 
@@ -128,7 +128,7 @@ def _check(
     square, vector = (width, width), (width,)
     shapes = {"text": (batch, width), "w_v": square, "w_o": square}
     shapes |= dict.fromkeys(("gate_pool", "gate_text", "norm_weight", "norm_bias"), vector)
-    shapes |= {"projection": (len(weights.projection), width), "pool_query": vector}
+    shapes |= {"projection": (*weights.projection.shape[:1], width), "pool_query": vector}
     tensors = {"text": text, **weights._asdict(), "pool_query": pool_query}
     for name, tensor in tensors.items():
         if tensor is None:
@@ -137,6 +137,8 @@ def _check(
             raise ValueError(f"{name}: shape {tuple(tensor.shape)} must be {shapes[name]}")
         if tensor.dtype != v.dtype:
             raise ValueError(f"{name}: dtype {tensor.dtype} must be v's, {v.dtype}: cast it")
+        if tensor.device != v.device:
+            raise ValueError(f"{name}: on {tensor.device}, v on {v.device}: move one of them")
 
 
 @torch.library.custom_op("tigerfg::grounded_embedding", mutates_args=(), device_types="cuda")
@@ -218,19 +220,24 @@ def grounded_embedding(
         norm_eps: epsilon of the last LayerNorm.
 
     Returns:
-        embedding (B, E) with norm 1; map (B, N), the mean over queries. float32 from the kernels,
-        v's dtype where the reference runs (CPU, or gradients are wanted).
+        embedding (B, E) with norm 1; map (B, N), the mean over queries; float32 (float64 for
+        float64).
 
     Raises:
         ValueError: names the argument whose shape or dtype is wrong.
     """
     _check(x, v, patch_mask, text, weights, heads, pool_query)
-    reason = unserved(v.dtype, v.shape[2], architecture(v.device))
-    if fused("grounded_embedding", reason, v, x, text, pool_query, *weights):
+    head_width, embedding_dim = v.shape[2] // heads, weights.projection.shape[0]
+    if fused(v, x, text, pool_query, *weights) and served(
+        "grounded_embedding",
+        tail_unserved(v.dtype, v.shape[2], head_width, embedding_dim, architecture(v.device)),
+    ):
         return torch.ops.tigerfg.grounded_embedding(
             x, v, patch_mask, text, list(weights), heads, pool_query, key_norm_eps, norm_eps
         )
-    return grounded_embedding_reference(
+    z, grounding_map = grounded_embedding_reference(
         x, v, patch_mask, text, weights, heads,
         pool_query=pool_query, key_norm_eps=key_norm_eps, norm_eps=norm_eps,
     )  # fmt: skip
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    return z.to(dtype), grounding_map.to(dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tigerfg.kernels.attend import WIDTHS, attend, grounding_variant, unserved
 from tigerfg.kernels.combine import combine_variant
-from tigerfg.kernels.dispatch import fused
+from tigerfg.kernels.dispatch import fused, served
 from tigerfg.kernels.tuning import architecture
 from tigerfg.kernels.variant import Variant
 
@@ -103,8 +103,14 @@ def check(x: Tensor, v: Tensor, patch_mask: Tensor | None) -> None:
         )
     if x.dtype != v.dtype or not x.is_floating_point():
         raise ValueError(f"x: dtype {x.dtype} must be v's ({v.dtype}), a floating one: cast it")
+    if not x.shape[1]:
+        raise ValueError("x: no queries; at least one is needed")
+    if x.device != v.device:
+        raise ValueError(f"x: on {x.device}, v on {v.device}: move one of them")
     if patch_mask is None:
         return
+    if patch_mask.device != v.device:
+        raise ValueError(f"patch_mask: on {patch_mask.device}, v on {v.device}: move one of them")
     if patch_mask.dtype != torch.bool:
         raise ValueError(f"patch_mask: dtype {patch_mask.dtype} must be torch.bool")
     if patch_mask.shape != v.shape[:2]:
@@ -169,14 +175,15 @@ def grounding(
         per_query: return every query's map, not their mean.
 
     Returns:
-        p (B, Q, D) in the input's dtype; the map, float32, (B, N) or per query (B, Q, N).
+        p (B, Q, D) in the input's dtype; the map, (B, N) or per query (B, Q, N), float32 (float64
+        for float64).
 
     Raises:
         ValueError: shapes or dtypes that do not belong together.
     """
     check(x, v, patch_mask)
-    if fused("grounding", unserved(v.dtype, v.shape[2], architecture(v.device)), v, x):
+    if fused(v, x) and served("grounding", unserved(v.dtype, v.shape[2], architecture(v.device))):
         return torch.ops.tigerfg.grounding(x, v, patch_mask, key_norm_eps, per_query)
     p, maps = grounding_reference(x, v, patch_mask, key_norm_eps=key_norm_eps)
-    maps = maps.to(torch.float32)
+    maps = maps.to(torch.promote_types(v.dtype, torch.float32))
     return p, maps if per_query else maps.mean(dim=1)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tigerfg.kernels import tuning
 from tigerfg.kernels.arrival import counters
-from tigerfg.kernels.dispatch import fused
+from tigerfg.kernels.dispatch import fused, served
 from tigerfg.kernels.pooling_kernel import GROUP, KINDS, MAX_SPLITS, variant, variants
 from tigerfg.kernels.variant import TRITON_TYPES
 
@@ -45,7 +45,8 @@ def masked_mean_reference(v: Tensor, patch_mask: Tensor | None = None) -> Tensor
     if patch_mask is None:
         return v.mean(dim=1)
     weights = patch_mask.to(v.dtype)
-    return (weights[:, None, :] @ v)[:, 0] / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0)  # first: no large sums
+    return (weights[:, None, :] @ v)[:, 0]
 
 
 def attention_pool_reference(
@@ -132,6 +133,10 @@ def _check(
     for name, vector in vectors.items():
         if vector is not None and vector.shape != (width,):
             raise ValueError(f"{name}: shape {tuple(vector.shape)}; expected ({width},)")
+    others = {**vectors, "patch_mask": patch_mask, "projection": projection}
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != v.device:
+            raise ValueError(f"{name}: on {tensor.device}, v on {v.device}: move one of them")
     if projection.ndim != 2 or projection.shape[1] != width:
         raise ValueError(f"projection: shape {tuple(projection.shape)}; expected (E, {width})")
 
@@ -294,7 +299,8 @@ def pooled_embedding(
     _check(v, patch_mask, norm_weight, norm_bias, projection, query, kind)
     tensors = (v, patch_mask, norm_weight, norm_bias, projection, query)
     options = {"kind": kind, "key_norm_eps": key_norm_eps, "norm_eps": norm_eps}
-    reason = _unsupported(v, norm_weight, norm_bias, projection, query)
-    if fused("pooled_embedding", reason, *tensors):
+    if fused(*tensors) and served(
+        "pooled_embedding", _unsupported(v, norm_weight, norm_bias, projection, query)
+    ):
         return torch.ops.tigerfg.pooled_embedding(*tensors, **options)
     return pooled_embedding_reference(*tensors, **options)

@@ -30,6 +30,7 @@ from torch import Tensor
 from tigerfg.kernels.packing import check_model, check_packed, pack
 from tigerfg.kernels.resample import (
     SUPPORTS,
+    columns_first,
     filter_limbs,
     joined,
     load_rgb,
@@ -124,8 +125,8 @@ def _store_patch_mask(mask_ptr, image, extent_x, extent_y, size, patch):
 
 
 @triton.jit
-def _store_tile(pixels_ptr, tile, plane, y, x, size):
-    place = plane * size * size + y * size + x
+def _store_tile(pixels_ptr, tile, plane, y, x, size, y_stride, x_stride):
+    place = plane * size * size + y * y_stride + x * x_stride
     tl.store(pixels_ptr + place, tile, mask=(y < size) & (x < size))
 
 
@@ -175,6 +176,16 @@ def preprocess_kernel(
         tl.store(extents_ptr + image * 2 + 1, extent_y)
         _store_patch_mask(mask_ptr, image, extent_x, extent_y, size, patch)
 
+    # Pillow resamples some pictures along the columns first: from here on they lie on their side.
+    turned = columns_first(width, height, extent_x, extent_y)
+    corner = tl.load(offsets_ptr + image) + (y0.to(tl.int64) * stored_width + x0) * 3
+    y_step = tl.where(turned, 1, stored_width) * 3
+    x_step = tl.where(turned, stored_width, 1) * 3
+    y_stride = tl.where(turned, 1, size)
+    x_stride = tl.where(turned, size, 1)
+    width, height = tl.where(turned, height, width), tl.where(turned, width, height)
+    extent_x, extent_y = tl.where(turned, extent_y, extent_x), tl.where(turned, extent_x, extent_y)
+
     # Result positions beyond the picture repeat its last one, so that no weights sum to zero.
     y_out = tl.minimum(top + tl.arange(0, BLOCK_H), extent_y - 1)
     x_out = tl.minimum(left + tl.arange(0, BLOCK_W), extent_x - 1)
@@ -189,19 +200,19 @@ def preprocess_kernel(
     y_total = weight_totals(y_start, y_end, y_out, height, extent_y, SUPPORT, BLOCK_ROWS)
     x_total = weight_totals(x_start, x_end, x_out, width, extent_x, SUPPORT, BLOCK_COLUMNS)
 
-    pitch = stored_width.to(tl.int64) * 3
-    corner = tl.load(offsets_ptr + image) + y0 * pitch + x0 * 3
     rows = tl.arange(0, BLOCK_ROWS)
     columns = tl.arange(0, BLOCK_COLUMNS)
+    line = corner + y_start * y_step.to(tl.int64) + x_start * x_step.to(tl.int64)
     y_zero = tl.zeros([BLOCK_H, BLOCK_W], tl.int32)
     y_sums = (y_zero, y_zero, y_zero)  # red, green, blue
     for y in range(y_start, y_end, BLOCK_ROWS):
         x_zero = tl.zeros([BLOCK_ROWS, BLOCK_W], tl.int32)
         x_sums = (x_zero, x_zero, x_zero)
+        start = line
+        row = tl.minimum(rows, y_end - 1 - y)  # rows past the last one repeat it, with weight zero
+        place = row[:, None] * y_step + columns[None, :] * x_step
         for x in range(x_start, x_end, BLOCK_COLUMNS):
-            ok = (y + rows < y_end)[:, None] & (x + columns < x_end)[None, :]
-            start = corner + y * pitch + x * 3
-            place = rows[:, None] * stored_width * 3 + columns[None, :] * 3
+            ok = (x + columns < x_end)[None, :]
             rgb = load_rgb(packed_ptr, start, place, ok)  # [BR, BC]
             high, low = filter_limbs(
                 (x + columns)[:, None], x_out[None, :], x_total[None, :], width, extent_x, SUPPORT
@@ -212,6 +223,8 @@ def preprocess_kernel(
                 x_sum = joined(tl.dot(values, high), tl.dot(values, low))
                 new_sums = new_sums + (x_sums[c] + x_sum,)
             x_sums = new_sums
+            start += BLOCK_COLUMNS * x_step
+        line += BLOCK_ROWS * y_step
         high, low = filter_limbs(
             (y + rows)[:, None], y_out[None, :], y_total[None, :], height, extent_y, SUPPORT
         )  # [BR, BH]
@@ -230,12 +243,14 @@ def preprocess_kernel(
         shift = tl.load(affine_ptr + 3 + c)
         pixels = to_byte(y_sums[c]).to(tl.float32) * scale - shift
         pixels = tl.where(shown, pixels, 0.0).to(pixels_ptr.dtype.element_ty)
-        if size % 8 == 0:  # the stride said so that the compiler sees it: 16 bytes a thread
-            _store_tile(pixels_ptr, pixels, image * 3 + c, y, x, size // 8 * 8)
+        plane = image * 3 + c
+        if (size % 8 == 0) & (x_stride == 1):  # said so that the compiler sees what is aligned
+            _store_tile(pixels_ptr, pixels, plane, y, x, size // 8 * 8, size // 8 * 8, 1)
         else:
-            _store_tile(pixels_ptr, pixels, image * 3 + c, y, x, size)
+            _store_tile(pixels_ptr, pixels, plane, y, x, size, y_stride, x_stride)
 
 
+@functools.cache
 def preprocess_variant(dtype: torch.dtype, interpolation: str, arch: int) -> Variant:
     """The kernel for one dtype of pixels and one filter."""
     name = triton_type(dtype, "dtype")

@@ -1,7 +1,9 @@
 """Pillow's antialiased resize of 8-bit images (libImaging/Resample.c), in PyTorch and in Triton.
 
 Pillow takes a weighted mean along the rows, rounds it to 8 bits, and then one along the columns,
-and rounds again. The weights are a filter, widened by the scale when shrinking, at the distances of
+and rounds again; since version 13 in the other order where the height shrinks by more than twice as
+many pixels as the width (python-pillow/Pillow#9549), that is for pictures taller than 2 : 1.
+The weights are a filter, widened by the scale when shrinking, at the distances of
 the source pixels' centres, divided by their sum and rounded to multiples of 2**-22.
 """
 
@@ -20,10 +22,13 @@ def resize_reference(image: Tensor, extent: tuple[int, int], interpolation: str)
 
     Equal to Pillow's resize of an 8-bit RGB image to ``extent``, (width, height), pixel for pixel.
     """
-    width, height = extent
+    height, width = image.shape[:2]
+    if height > extent[1] and height - extent[1] > 2 * (width - extent[0]):  # columns first
+        turned = resize_reference(image.transpose(0, 1), extent[::-1], interpolation)
+        return turned.transpose(0, 1)
     support = SUPPORTS[interpolation]
-    columns = _matrix(image.shape[1], width, support).to(image.device)
-    rows = _matrix(image.shape[0], height, support).to(image.device)
+    columns = _matrix(width, extent[0], support).to(image.device)
+    rows = _matrix(height, extent[1], support).to(image.device)
     narrowed = _to_8_bits(torch.einsum("xw,hwc->hxc", columns, image.to(torch.float64)))
     return _to_8_bits(torch.einsum("yh,hxc->yxc", rows, narrowed))
 
@@ -143,6 +148,12 @@ def source_window(first, last, length, extent, SUPPORT: tl.constexpr):
     start = (2 * first + 1) * whole - reach + 1 + start_rest // extent - 2 * SUPPORT
     end = (2 * last + 1) * whole + reach + 1 + ((2 * last + 1) * rest + reach_rest) // extent
     return tl.maximum(start >> 1, 0), tl.minimum(end >> 1, length)
+
+
+@triton.jit
+def columns_first(width, height, extent_x, extent_y):
+    """Whether Pillow resamples along the columns before it does along the rows."""
+    return (height > extent_y) & (height - extent_y > 2 * (width - extent_x))
 
 
 @triton.jit

@@ -10,6 +10,7 @@ to LayerNorm, W_e and the norm.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from tigerfg.kernels.tuning import launch_parameters
 from tigerfg.kernels.variant import INTERPRETED, Variant, triton_type, upcast
 
 MAP_BLOCK = 256  # patches of one program that writes a map
+MAX_HEAD, MAX_EMBEDDING = 128, 256  # what fits a multiprocessor of 100 kB
 
 
 class TailWeights(NamedTuple):
@@ -140,6 +142,10 @@ def tail_kernel(
             if UPCAST:
                 w_v = w_v.to(tl.float32)
             c = tl.dot(w_v, (p / per_head).to(w_v.dtype), c, input_precision=PRECISION)
+        # float16 would overflow above 65,504: W_o sees values of at most 1, by a power of two
+        peak = tl.max(tl.abs(c), 0)
+        size = tl.exp2(tl.ceil(tl.log2(tl.maximum(peak, 1e-30))))[None, :]
+        c /= size
         for start in tl.range(0, D, BLOCK_D):
             d_out = start + tl.arange(0, BLOCK_D)
             w_o = tl.load(
@@ -150,7 +156,7 @@ def tail_kernel(
             if UPCAST:
                 w_o = w_o.to(tl.float32)
             g = tl.dot(w_o, c.to(w_o.dtype), input_precision=PRECISION)  # [BD, BI]
-            tl.store(sums + (head * D + d_out)[:, None] * BLOCK_I, g)
+            tl.store(sums + (head * D + d_out)[:, None] * BLOCK_I, g * size)
 
         if last_to_arrive(counters_ptr + block, heads):
             mean = tl.zeros([BLOCK_I], tl.float32)
@@ -211,6 +217,21 @@ def tail_kernel(
         )  # fmt: skip
 
 
+@torch.compiler.assume_constant_result
+def tail_unserved(
+    dtype: torch.dtype, width: int, head_width: int, embedding_dim: int, arch: int
+) -> str | None:
+    """Why the two launches do not take an item tower of this kind; None where they do."""
+    reason = unserved(dtype, width, arch)
+    if reason is None and (head_width > MAX_HEAD or embedding_dim > MAX_EMBEDDING):
+        reason = (
+            f"heads of {head_width} channels and {embedding_dim} dimensions; the kernels take "
+            f"{MAX_HEAD} and {MAX_EMBEDDING}"
+        )
+    return reason
+
+
+@functools.cache
 def tail_variant(
     dtype: torch.dtype,
     width: int,

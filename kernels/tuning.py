@@ -16,6 +16,7 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 
 
+@torch.compiler.assume_constant_result
 def architecture(device: torch.device) -> int:
     """The newest architecture with a table that is not newer than the device's; 90 on a CPU."""
     if device.type != "cuda":

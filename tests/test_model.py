@@ -246,6 +246,16 @@ def test_an_item_does_not_depend_on_its_neighbours_in_the_batch():
         torch.testing.assert_close(alone.embedding[0], together.embedding[row], rtol=0, atol=ATOL)
 
 
+def test_towers_run_under_autocast():
+    model = build(CONV)
+    with torch.autocast("cpu", torch.bfloat16):
+        item = model.encode_item(*tensors(inputs(CONV, "item", 2)))
+        query = model.encode_query(*tensors(inputs(CONV, "query", 2)))
+    for embedding in (item.embedding, query):
+        norms = embedding.float().norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones(2), rtol=0, atol=1e-2)
+
+
 def test_attention_pool_starts_as_the_mean_and_learns_to_weigh():
     pool, patches = PatchPool(4, "attention"), torch.randn(2, 6, 4)
     mask = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])

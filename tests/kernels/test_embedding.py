@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from launching import table
 from torch import Tensor
 
 from tigerfg.kernels import TailWeights, grounded_embedding, grounded_embedding_reference
 from tigerfg.kernels.arrival import counters
 from tigerfg.kernels.embedding import grounded_embedding_triton
+from tigerfg.kernels.tail import tail_unserved
 
 #    batch, heads, queries a head, patches, width, E, dtype, pool, splits, arch
 CASES = [
@@ -73,7 +75,9 @@ def identify(case: tuple) -> str:
 def test_kernels_are_the_oracle(case, device):
     arguments, options = make(case, device)
     *_, dtype, _, splits, arch = case
-    z, grounding_map = grounded_embedding_triton(*arguments, **options, splits=splits, arch=arch)
+    z, grounding_map = grounded_embedding_triton(
+        *arguments, **options, splits=splits, arch=table(arch)
+    )
     expected_z, expected_map = oracle(arguments, options)
     # An embedding's components are below 1. What is rounded to the dtype on the way (pooled
     # patches, values, normed features) are order 1, half an eps each, and averages out over the
@@ -84,6 +88,20 @@ def test_kernels_are_the_oracle(case, device):
     norms = z.double().norm(dim=1)
     torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-6)
     assert not counters(z.device, 1).any(), "the counters must be zero for the next launch"
+
+
+def test_float16_values_up_to_ten_thousand(device):
+    """Value projections beyond float16's 65,504 on the way do not overflow."""
+    (x, v, mask, text, weights, heads), options = make(CASES[0], device)
+    v = (v.float() * (1e4 / v.float().abs().max())).half()
+    v[:, :, :96] = 1e4
+    weights = weights._replace(w_v=weights.w_v.abs() * 2)
+    arguments = (x, v, mask, text, weights, heads)
+    z, _ = grounded_embedding_triton(*arguments, **options)
+    expected, _ = oracle(arguments, options)
+    assert expected.isfinite().all()
+    bound = torch.finfo(torch.float16).eps
+    torch.testing.assert_close(z.double(), expected, rtol=0, atol=bound)
 
 
 def test_a_batch_is_its_items(device):
@@ -134,6 +152,8 @@ def test_no_items(device):
         ("w_o: dtype", {"w_o": torch.zeros(192, 192).double()}),
         ("projection: shape", {"projection": torch.zeros(256, 191).half()}),
         ("pool_query: shape", {"pool_query": torch.zeros(191).half()}),
+        ("text: on meta", {"text": torch.zeros(1, 192, device="meta").half()}),
+        ("projection: on meta", {"projection": torch.zeros(9, 192, device="meta").half()}),
         ("patch_mask: dtype", {"mask": torch.ones(1, 49)}),
     ],
 )
@@ -159,5 +179,8 @@ def test_public_function_on_a_cpu_is_the_reference_with_gradients():
     expected = grounded_embedding_reference(x, v, mask, text, weights, heads, **options)
     assert torch.equal(z, expected[0])
     assert torch.equal(grounding_map, expected[1])
+    assert tail_unserved(torch.float16, 768, 64, 256, 90) is None
+    assert "heads of 768" in tail_unserved(torch.float16, 768, 768, 256, 90)
+    assert "512 dimensions" in tail_unserved(torch.float16, 768, 64, 512, 90)
     z[:, 0].sum().backward()
     assert x.grad.abs().sum() > 0

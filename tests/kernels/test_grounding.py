@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from launching import table
 from torch import Tensor
 
 from tigerfg.kernels import grounding, grounding_reference
@@ -81,7 +82,7 @@ def identify(case: tuple) -> str:
 def test_kernel_is_the_oracle(case, device):
     *shape, splits, arch = case
     x, v, mask = make(*shape, device)
-    p, grounding_map = grounding_triton(x, v, mask, splits=splits, arch=arch)
+    p, grounding_map = grounding_triton(x, v, mask, splits=splits, arch=table(arch))
     check(p, grounding_map, x, v, mask)
     if mask is not None:
         empty = ~mask.any(dim=1)
@@ -102,7 +103,7 @@ def test_maps_of_every_query(queries, splits, device):
 @pytest.mark.parametrize("arch", [80, 90])
 def test_raw_keys(arch, device):
     x, v, mask = make(2, 70, 5, 96, torch.float32, "ragged", device)
-    p, grounding_map = grounding_triton(x, v, mask, key_norm_eps=None, arch=arch)
+    p, grounding_map = grounding_triton(x, v, mask, key_norm_eps=None, arch=table(arch))
     check(p, grounding_map, x, v, mask, eps=None)
 
 
@@ -125,12 +126,34 @@ def test_float16_values_up_to_ten_thousand(arch, device):
     x, v, mask = make(2, 65, 4, 192, torch.float32, "ragged", device)
     v = (v * (1e4 / v.abs().max())).half()
     x = (x * 0.3).half()
-    check(*grounding_triton(x, v, mask, arch=arch, splits=2), x, v, mask)
+    check(*grounding_triton(x, v, mask, arch=table(arch), splits=2), x, v, mask)
     constant = torch.full_like(v, 1e4)  # the key norm of a constant is zero: all logits are equal
-    p, grounding_map = grounding_triton(x, constant, mask, arch=arch, splits=1)
+    p, grounding_map = grounding_triton(x, constant, mask, arch=table(arch), splits=1)
     assert (p == 1e4).all()
     share = mask / mask.sum(dim=1, keepdim=True)
     torch.testing.assert_close(grounding_map, share.float(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_constant_patches_among_others(dtype, arch, device):
+    """A constant patch has the key 0; what rounding leaves of it must not be scaled up."""
+    x, v, mask = make(2, 65, 4, 192, dtype, "ragged", device)
+    v[:, ::2] = torch.tensor(1e4 + 1 / 3, dtype=dtype)
+    v[:, 1::4] /= 100  # and patches of another scale
+    check(*grounding_triton(x, v, mask, arch=table(arch), splits=1), x, v, mask)
+
+
+def test_keys_with_a_large_offset(device):
+    """Logits lose float32's rounding times offset over spread, here 100: 1e-5 a unit of |x|."""
+    x, v, mask = make(2, 65, 4, 192, torch.float32, "ragged", device)
+    v = v / v.std(dim=2, keepdim=True) + 100.0
+    p, grounding_map = grounding_triton(x, v, mask)
+    _, maps = grounding_reference(x.double(), v.double(), mask)
+    torch.testing.assert_close(
+        grounding_map.double(), maps.mean(dim=1), rtol=0, atol=1e-5 * float(x.norm(dim=2).max())
+    )
+    assert p.isfinite().all()
 
 
 def test_equal_logits_give_the_mean(device):
@@ -177,6 +200,9 @@ def test_nothing_to_do(device):
         ("batch", {"x": torch.zeros(3, 3, 32)}),
         ("width", {"x": torch.zeros(2, 3, 48)}),
         ("x: dtype", {"x": torch.zeros(2, 3, 32).half()}),
+        ("x: no queries", {"x": torch.zeros(2, 0, 32)}),
+        ("x: on meta", {"x": torch.zeros(2, 3, 32, device="meta")}),
+        ("patch_mask: on meta", {"patch_mask": torch.ones(2, 9, device="meta").bool()}),
         ("patch_mask: dtype", {"patch_mask": torch.ones(2, 9)}),
         ("patch_mask: shape", {"patch_mask": torch.ones(2, 8, dtype=torch.bool)}),
     ],

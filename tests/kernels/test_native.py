@@ -153,20 +153,20 @@ CALLS = [
     (grounding, FP16, 1, 12, 196, 768),  # split
     (grounding, FP16, 300, 12, 196, 768),  # whole items
     (grounding, FP16, 60, 16, 201, 768),
-    (grounding, BF16, 7, 77, 49, 384),  # several blocks of queries
+    (grounding, BF16, 7, 77, 49, 768),  # several blocks of queries
     (grounding, FP32, 1, 1, 1, 384),
     (grounded_embedding, FP16, 1, 12, 1, 196, 768, 256),
     (grounded_embedding, FP16, 300, 12, 1, 196, 768, 256),
     (grounded_embedding, FP16, 33, 12, 2, 256, 768, 256),
-    (grounded_embedding, BF16, 5, 6, 4, 100, 384, 256),
+    (grounded_embedding, BF16, 5, 12, 4, 100, 768, 256),
     (pooled_embedding, FP16, 1, 1, 196, 768, 256),
     (pooled_embedding, FP16, 2, 300, 196, 768, 256),
     (pooled_embedding, FP16, 3, 40, 196, 768, 256),
-    (pooled_embedding, BF16, 2, 33, 49, 384, 256),
+    (pooled_embedding, BF16, 2, 33, 49, 768, 256),
     (pooled_embedding, FP32, 2, 2, 5, 384, 256),
     (preprocess, BF16, 1, 2, 224, 16),
-    (preprocess, FP16, 3, 1, 250, 25),
-    (preprocess, FP32, 2, 5, 64, 8),
+    (preprocess, FP16, 2, 1, 250, 25),
+    (preprocess, FP32, 3, 5, 64, 8),
 ]
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tigerfg.kernels import TailWeights
+from tigerfg.kernels import TailWeights, grounded_embedding, grounding
+from tigerfg.kernels.attend import unserved
 from tigerfg.kernels.decompositions import decompositions
-from tigerfg.kernels.dispatch import fused
+from tigerfg.kernels.dispatch import fused, served
+from tigerfg.kernels.tuning import architecture
 
 BATCH = torch.export.Dim("batch")
 
@@ -68,6 +70,27 @@ def test_compile_in_one_graph(operator):
     torch.testing.assert_close(compiled(*inputs), module(*inputs), rtol=0, atol=0)
 
 
+def test_public_functions_compile_in_one_graph():
+    _, (x, v, mask) = cases()["grounding"]
+    compiled = torch.compile(grounding, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, v, mask), grounding(x, v, mask), rtol=0, atol=0)
+    item, (x, v, mask, text) = cases()["grounded_embedding"]
+    weights = TailWeights(*(getattr(item, name) for name in TailWeights._fields))
+    arguments = (x, v, mask, text, weights, 3)
+    compiled = torch.compile(grounded_embedding, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments), grounded_embedding(*arguments), rtol=0, atol=0)
+
+
+def test_what_decides_for_the_kernels_is_a_constant_to_the_compiler():
+    def decide(v: Tensor) -> Tensor:
+        reason = unserved(v.dtype, v.shape[1], architecture(v.device))
+        return v + 1 if reason is None else v - 1
+
+    compiled = torch.compile(decide, backend="eager", fullgraph=True, dynamic=False)
+    assert compiled(torch.zeros(2, 32)).sum() == 64
+    assert compiled(torch.zeros(2, 31)).sum() == -62
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_export_keeps_the_operator_and_decomposes_for_onnx(operator, tmp_path):
     module, inputs = cases()[operator]
@@ -113,14 +136,15 @@ class OnCuda:
 
 
 def test_kernels_serve_cuda_tensors_without_gradients(caplog):
-    assert not fused("grounding", None, torch.zeros(1))
-    assert fused("grounding", None, OnCuda(), None)
-    assert not fused("grounding", None, OnCuda(), OnCuda(requires_grad=True))
+    assert not fused(torch.zeros(1))
+    assert fused(OnCuda(), None)
+    assert not fused(OnCuda(), OnCuda(requires_grad=True))
     with torch.no_grad():
-        assert fused("grounding", None, OnCuda(), OnCuda(requires_grad=True))
+        assert fused(OnCuda(), OnCuda(requires_grad=True))
+    assert served("grounding", None)
     with caplog.at_level(logging.WARNING, "tigerfg"):
         for _ in range(2):
-            assert not fused("grounding", "width 31 is no multiple of 16", OnCuda())
+            assert not served("grounding", "width 31 is no multiple of 16")
     assert [record.message for record in caplog.records] == [
         "grounding: the reference runs instead of the fused kernels: width 31 is no multiple of 16"
     ]

@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -29,6 +30,8 @@ from tigerfg.kernels.variant import INTERPRETED
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHAPES = [(97, 150), (30, 41), (300, 1), (1, 300), (1, 1), (40, 40), (25, 50)]  # height, width
+# What Pillow 13 and later, like the kernel, resamples along the columns first.
+TALL = [(131, 60), (150, 20), (33, 16)] if int(PIL.__version__.partition(".")[0]) >= 13 else []
 
 
 @pytest.fixture
@@ -97,7 +100,7 @@ def assert_like_pillow(
 
 @pytest.mark.parametrize("interpolation", SUPPORTS)
 def test_reference_is_pillow_bit_for_bit(interpolation: str) -> None:
-    shapes = [*SHAPES, (333, 200), (64, 96), (48, 24), (1100, 900), (7, 2000)]
+    shapes = [*SHAPES, *TALL, (333, 200), (64, 96), (48, 24), (1100, 900), (7, 2000)]
     arrays = [make(*shape) for shape in shapes for make in (smooth, noise)]
     for size in (24, 56):
         asked = options(size, interpolation=interpolation)
@@ -116,7 +119,7 @@ EQUAL = 0.999
 @pytest.mark.parametrize("make", [smooth, noise])
 @pytest.mark.usefixtures("large_blocks")
 def test_pixels_are_pillows(make: Any, interpolation: str) -> None:
-    arrays = [make(*shape, seed=seed) for seed, shape in enumerate(SHAPES)]
+    arrays = [make(*shape, seed=seed) for seed, shape in enumerate([*SHAPES, *TALL])]
     asked = options(56, interpolation=interpolation)
     found = preprocess_triton(*packed_on(DEVICE, *arrays), **asked)
     assert_like_pillow(found, pillow(arrays, None, **asked), EQUAL)
@@ -124,7 +127,7 @@ def test_pixels_are_pillows(make: Any, interpolation: str) -> None:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "lanczos"])
 def test_block_sizes_do_not_matter(interpolation: str, request: pytest.FixtureRequest) -> None:
-    arrays = [noise(21, 70), smooth(25, 20)]  # one tile of three shown, one of two beside the other
+    arrays = [noise(21, 70), smooth(45, 20)]  # some tiles lie wholly outside; one lies on its side
     asked = options(40, interpolation=interpolation)
     packed = packed_on(DEVICE, *arrays)
     found = preprocess_triton(*packed, **asked)
@@ -213,6 +216,7 @@ def geometries(draw: st.DrawFn) -> tuple[int, int, list[float]]:
     for axis, side in enumerate(reversed(sides)):
         start = draw(st.integers(0, 4 * side - 1))
         box[axis], box[axis + 2] = start / 4, draw(st.integers(start + 1, 4 * side)) / 4
+    assume(TALL or math.ceil(box[3]) - int(box[1]) <= 2 * (math.ceil(box[2]) - int(box[0])))
     return *sides, box
 
 
@@ -228,7 +232,7 @@ def test_any_geometry_gives_pillows_pixels(
     array = noise(height, width)
     boxes = torch.tensor([box], device=DEVICE)
     found = preprocess_triton(*packed_on(DEVICE, array), boxes, **asked)
-    # Some scales make many ties; the share of equal pixels is asserted above, over many images.
+    # A tie or two among few pixels; the share of equal ones is asserted above, over many images.
     assert_like_pillow(found, pillow([array], [box], **asked), 0.9)
 
 

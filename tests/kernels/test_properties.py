@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import table
 from torch import Tensor
 
 from tigerfg.kernels import TailWeights, grounding_reference, project_values_reference
@@ -31,7 +32,7 @@ def inputs(draw) -> tuple[Tensor, Tensor, Tensor, dict]:
     v = torch.randn(batch, patches, width, generator=generator) + 1.0
     mask = torch.rand(batch, patches, generator=generator) < draw(st.floats(0.1, 1.0))
     mask[:, draw(st.integers(0, patches - 1))] = True
-    options = {"splits": draw(st.integers(1, 4)), "arch": draw(st.sampled_from([80, 90]))}
+    options = {"splits": draw(st.integers(1, 4)), "arch": table(draw(st.sampled_from([80, 90])))}
     return x.to(DEVICE), v.to(DEVICE), mask.to(DEVICE), options
 
 
@@ -80,8 +81,8 @@ def test_a_batch_is_its_items(case):
 @given(inputs(), st.integers(2, 16))
 def test_splits_and_orientation_do_not_matter(case, splits):
     x, v, mask, _ = case
-    whole = grounding_triton(x, v, mask, splits=1, arch=90)
-    assert_same(grounding_triton(x, v, mask, splits=splits, arch=80), whole)
+    whole = grounding_triton(x, v, mask, splits=1, arch=table(90))
+    assert_same(grounding_triton(x, v, mask, splits=splits, arch=table(80)), whole)
     ones = torch.ones(len(v), device=DEVICE)
     torch.testing.assert_close(whole[1].sum(dim=1), ones, rtol=0, atol=1e-5)
     assert (whole[1] >= 0).all()

@@ -125,7 +125,7 @@ class TigerFG(nn.Module):
     ) -> Tensor:
         """The map alone, (B, N): patches (B, N, D) and text as for `ground`."""
         guidance = self.grounding(self.text(token_ids, token_mask), token_mask)
-        return grounding(guidance.queries, patches, patch_mask)[1]
+        return grounding(guidance.queries.to(patches.dtype), patches, patch_mask)[1]
 
     def ground(
         self, patches: Tensor, patch_mask: Tensor, token_ids: Tensor, token_mask: Tensor
@@ -141,14 +141,15 @@ class TigerFG(nn.Module):
             self.grounding.w_v, self.grounding.w_o, self.gate_pool, self.gate_text,
             *self.head.weights,
         )  # fmt: skip
+        dtype = patches.dtype  # under autocast parameters and activations differ
         embedding, grounding_map = grounded_embedding(
-            guidance.queries,
+            guidance.queries.to(dtype),
             patches,
             patch_mask,
-            guidance.text,
-            weights,
+            guidance.text.to(dtype),
+            TailWeights(*(weight.to(dtype) for weight in weights)),
             self.grounding.heads,
-            pool_query=self.pool.query,
+            pool_query=None if self.pool.query is None else self.pool.query.to(dtype),
             norm_eps=self.head.norm.eps,
         )
         return ItemOutput(embedding, grounding_map, guidance.token_weights)

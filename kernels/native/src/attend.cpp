@@ -8,9 +8,10 @@ namespace {
 constexpr const char* entry = "grounding_kernel";
 constexpr std::int64_t max_splits = 16;  // MAX_SPLITS of kernels/combine.py
 
+// Those that read a mask: without one, the workspace stands for it.
 bool fits(const Kernel& kernel, const AttendShape& shape, bool whole) {
     return takes(kernel, "v_ptr", shape.dtype) && kernel.constant("D", 0) == shape.width &&
-           (kernel.constant("FINISH", 0) != 0) == whole;
+           kernel.constant("MASKED", 0) != 0 && (kernel.constant("FINISH", 0) != 0) == whole;
 }
 
 // The narrowest block of queries that takes all of them, or else the widest.

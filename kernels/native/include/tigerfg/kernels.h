@@ -1,9 +1,8 @@
 /* tigerfg kernels: the Triton kernels of tigerfg, compiled ahead of time, for C and C++.
  *
- * No Python, Triton or CUDA toolkit is needed at run time: only the NVIDIA driver. Rules that hold
- * for every function:
+ * No Python, Triton or CUDA toolkit is needed at run time: only the NVIDIA driver. Rules:
  *
- * - It returns a status; tigerfg_last_error() says more about this thread's last failure.
+ * - What can fail returns a status; tigerfg_last_error() says more of this thread's last failure.
  * - Pointers to data are device pointers, unless said otherwise. The current device
  *   (cudaSetDevice) is the stream's.
  * - Work is enqueued on the caller's stream; nothing synchronises or allocates device memory. A
@@ -241,8 +240,8 @@ TIGERFG_API tigerfg_status tigerfg_kernel_find(const char *name, int arch, size_
 /* Launches the current device's form of a kernel.
  *
  * arguments[i] is the host address of argument i's value, as many as tigerfg_kernel_info says;
- * they are read before the function returns. Nothing is validated but their number's source: for
- * shapes and alignment that are checked, use the functions below. */
+ * they are read before the function returns. Shapes and alignment are the caller's to get right:
+ * the operators above check them. */
 TIGERFG_API tigerfg_status tigerfg_kernel_launch(const char *name, const unsigned int grid[3],
                                                  void *const *arguments, tigerfg_stream stream);
 
