@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MAX_SIDE = (
-    2**24
-)  # pixels; up to here float32 boxes name every pixel, and 32 rows of bytes fit int32
+# Pixels. Up to here float32 boxes name every pixel, and 32 rows of bytes fit int32.
+MAX_SIDE = 2**24
 
 
 def pack(images: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,8 +31,10 @@ from tigerfg.kernels.packing import check_model, check_packed, pack
 from tigerfg.kernels.resample import (
     SUPPORTS,
     columns_first,
+    crop_side,
     filter_limbs,
     joined,
+    letterboxed,
     load_rgb,
     resize_reference,
     source_window,
@@ -92,26 +94,6 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.devic
 
 
 @triton.jit
-def _letterboxed(width, height, size):
-    """The longer side becomes size, the other one as much smaller: halves to even, at least 1."""
-    longest = tl.maximum(width, height)
-    product = tl.minimum(width, height).to(tl.int64) * size
-    whole = product // longest
-    rest = 2 * (product - whole * longest)
-    up = (rest > longest) | ((rest == longest) & (whole % 2 == 1))
-    other = tl.maximum(whole + up, 1).to(tl.int32)
-    return tl.where(width == longest, size, other), tl.where(height == longest, size, other)
-
-
-@triton.jit
-def _crop(low, high, side):
-    """First pixel and length of a crop that keeps every pixel it touches, one at least."""
-    low = tl.minimum(tl.maximum(tl.floor(low), 0.0), (side - 1).to(tl.float32)).to(tl.int32)
-    high = tl.minimum(tl.maximum(tl.ceil(high), 0.0), side.to(tl.float32)).to(tl.int32)
-    return low, tl.maximum(high - low, 1)
-
-
-@triton.jit
 def _store_patch_mask(mask_ptr, image, extent_x, extent_y, size, patch):
     side = size // patch
     for first in range(0, side * side, 256):
@@ -168,9 +150,9 @@ def preprocess_kernel(
     y0 = tl.load(box + 1, mask=boxed != 0, other=0.0)
     x1 = tl.load(box + 2, mask=boxed != 0, other=float("inf"))
     y1 = tl.load(box + 3, mask=boxed != 0, other=float("inf"))
-    x0, width = _crop(x0, x1, stored_width)
-    y0, height = _crop(y0, y1, stored_height)
-    extent_x, extent_y = _letterboxed(width, height, size)
+    x0, width = crop_side(x0, x1, stored_width)
+    y0, height = crop_side(y0, y1, stored_height)
+    extent_x, extent_y = letterboxed(width, height, size)
     if tile == 0:
         tl.store(extents_ptr + image * 2, extent_x)
         tl.store(extents_ptr + image * 2 + 1, extent_y)
@@ -338,18 +320,7 @@ def _preprocess(
 
 
 @_preprocess.register_kernel("cpu")
-def _preprocess_cpu(
-    packed: Tensor,
-    offsets: Tensor,
-    sizes: Tensor,
-    boxes: Tensor | None,
-    size: int,
-    patch: int,
-    mean: list[float],
-    std: list[float],
-    interpolation: str,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _preprocess_cpu(packed, offsets, sizes, boxes, size, patch, mean, std, interpolation, dtype):
     return preprocess_reference(
         packed, offsets, sizes, boxes, size=size, patch=patch, mean=mean, std=std,
         interpolation=interpolation, dtype=dtype,
@@ -357,18 +328,7 @@ def _preprocess_cpu(
 
 
 @_preprocess.register_fake
-def _preprocess_fake(
-    packed: Tensor,
-    offsets: Tensor,
-    sizes: Tensor,
-    boxes: Tensor | None,
-    size: int,
-    patch: int,
-    mean: list[float],
-    std: list[float],
-    interpolation: str,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _preprocess_fake(packed, offsets, sizes, boxes, size, patch, mean, std, interpolation, dtype):
     batch = sizes.shape[0]
     return (
         packed.new_empty(batch, 3, size, size, dtype=dtype),

@@ -2,9 +2,9 @@
 
 Pillow takes a weighted mean along the rows, rounds it to 8 bits, and then one along the columns,
 and rounds again; since version 13 in the other order where the height shrinks by more than twice as
-many pixels as the width (python-pillow/Pillow#9549), that is for pictures taller than 2 : 1.
-The weights are a filter, widened by the scale when shrinking, at the distances of
-the source pixels' centres, divided by their sum and rounded to multiples of 2**-22.
+many pixels as the width (python-pillow/Pillow#9549), that is for pictures taller than 2 : 1. The
+weights are a filter, widened by the scale when shrinking, at the distances of the source pixels'
+centres, divided by their sum and rounded to multiples of 2**-22.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ def _sinc(x):
 def _weights(source, result, length, extent, SUPPORT: tl.constexpr):
     """The filter at source positions for result positions, up to a factor per result position.
 
-    Distances are whole numbers of 1 / (2 · max(length, extent)) of the filter's unit, and exact;
-    bilinear weights are whole and exact too (int32, others float32).
+    Distances are whole numbers of 1 / (2 · max(length, extent)) of the filter's unit, and exact
+    (each product may leave int32, their difference comes back); bilinear weights are whole and
+    exact too (int32, others float32).
     """
     unit = 2 * tl.maximum(length, extent)
     distance = tl.abs((2 * source + 1) * extent - (2 * result + 1) * length)
@@ -154,6 +155,26 @@ def source_window(first, last, length, extent, SUPPORT: tl.constexpr):
 def columns_first(width, height, extent_x, extent_y):
     """Whether Pillow resamples along the columns before it does along the rows."""
     return (height > extent_y) & (height - extent_y > 2 * (width - extent_x))
+
+
+@triton.jit
+def letterboxed(width, height, size):
+    """The longer side becomes size, the other one as much smaller: halves to even, at least 1."""
+    longest = tl.maximum(width, height)
+    product = tl.minimum(width, height).to(tl.int64) * size
+    whole = product // longest
+    rest = 2 * (product - whole * longest)
+    up = (rest > longest) | ((rest == longest) & (whole % 2 == 1))
+    other = tl.maximum(whole + up, 1).to(tl.int32)
+    return tl.where(width == longest, size, other), tl.where(height == longest, size, other)
+
+
+@triton.jit
+def crop_side(low, high, side):
+    """First pixel and length of a crop that keeps every pixel it touches, one at least."""
+    low = tl.minimum(tl.maximum(tl.floor(low), 0.0), (side - 1).to(tl.float32)).to(tl.int32)
+    high = tl.minimum(tl.maximum(tl.ceil(high), 0.0), side.to(tl.float32)).to(tl.int32)
+    return low, tl.maximum(high - low, 1)
 
 
 @triton.jit

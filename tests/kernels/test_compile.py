@@ -22,7 +22,7 @@ from tigerfg.kernels import aot
 from tigerfg.kernels.resources import Resources, inspect
 from tigerfg.kernels.tuning import ARCHITECTURES, SHARED_MEMORY
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the first test waits for all kernels
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first test waits for all kernels
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]

@@ -20,7 +20,7 @@ from tigerfg.kernels.preprocess import preprocess_triton
 from tigerfg.kernels.tail import TailWeights
 from tigerfg.kernels.variant import Variant
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the first test waits for all kernels
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first test waits for all kernels
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DTYPES = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}  # tigerfg_dtype

@@ -8,11 +8,11 @@ import triton
 import triton.language as tl
 
 from tigerfg.decoding import _letterbox_extent
-from tigerfg.kernels.preprocess import _letterboxed
 from tigerfg.kernels.resample import (
     SUPPORTS,
     _matrix,
     filter_limbs,
+    letterboxed,
     source_window,
     weight_totals,
 )
@@ -23,7 +23,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @triton.jit
 def extents_kernel(sides_ptr, extents_ptr, size, count: tl.constexpr):
     side = sides_ptr + 2 * tl.arange(0, count)
-    width, height = _letterboxed(tl.load(side), tl.load(side + 1), size)
+    width, height = letterboxed(tl.load(side), tl.load(side + 1), size)
     extent = extents_ptr + 2 * tl.arange(0, count)
     tl.store(extent, width)
     tl.store(extent + 1, height)
@@ -71,6 +71,7 @@ def test_extents_round_like_python_also_halves_and_extreme_sides(size: int) -> N
         (5, 448, 0),
         (5, 448, 223),
         (447, 448, 300),
+        (84, 122, 50),
         (448, 448, 8),
         (3_000, 1, 0),
         (1, 9, 8),
