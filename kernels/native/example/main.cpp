@@ -129,8 +129,8 @@ int main() {
             map_error = std::max(map_error, std::fabs(map_found[b * patches + n] - map[n]));
         }
     }
-    // Weights and results are rounded to float16, by 2^-12 of themselves, and |p| stays below 1; the
-    // map is float32 all the way from sums of float16 products.
+    // Weights and results are rounded to float16, by 2^-12 of themselves, and |p| stays below 1;
+    // the map is float32 all the way from sums of float16 products.
     const bool ok = p_error < 1e-3 && map_error < 1e-6;
     std::printf("grounding %d x %d queries x %d patches x %d: error of p %.1e, of the map %.1e\n",
                 batch, queries, patches, width, p_error, map_error);
