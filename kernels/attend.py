@@ -23,7 +23,7 @@ from tigerfg.kernels.tuning import (
     launch_parameters,
     multiprocessors,
 )
-from tigerfg.kernels.variant import INTERPRETED, TRITON_TYPES, Variant, triton_type, upcast
+from tigerfg.kernels.variant import TRITON_TYPES, Variant, dot_options, triton_type
 
 WIDTHS = (192, 384, 768, 1024, 1280)  # compiled ahead of time
 
@@ -258,8 +258,7 @@ def grounding_variant(
             "BLOCK_Q": use["BLOCK_Q"],
             "BLOCK_D": chunk_width(width, use["BLOCK_D"]),
             "STAGES": use["num_stages"],
-            "PRECISION": "tf32x3" if dtype == torch.float32 and not INTERPRETED else "ieee",
-            "UPCAST": upcast(dtype),
+            **dot_options(dtype),
         },
         aligned=frozenset({*pointers, "stride_xb", "stride_vb", "stride_vn"} - {"mask_ptr"}),
         grid=(f"batch * splits * cdiv(queries, {use['BLOCK_Q']})",),

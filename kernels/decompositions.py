@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from tigerfg.kernels.embedding import grounded_embedding_cpu
-from tigerfg.kernels.grounding import grounding_cpu
+from tigerfg.kernels.embedding import grounded_embedding_plain
+from tigerfg.kernels.grounding import grounding_plain
 from tigerfg.kernels.pooling import pooled_embedding_cpu
 
 
@@ -18,7 +18,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     A model exported on CUDA without gradients holds tigerfg's operators; on a CPU it never does.
     """
     return {
-        torch.ops.tigerfg.grounding.default: grounding_cpu,
-        torch.ops.tigerfg.grounded_embedding.default: grounded_embedding_cpu,
+        torch.ops.tigerfg.grounding.default: grounding_plain,
+        torch.ops.tigerfg.grounded_embedding.default: grounded_embedding_plain,
         torch.ops.tigerfg.pooled_embedding.default: pooled_embedding_cpu,
     }

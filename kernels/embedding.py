@@ -160,7 +160,7 @@ def _grounded_embedding(
 
 
 @_grounded_embedding.register_kernel("cpu")
-def grounded_embedding_cpu(
+def grounded_embedding_plain(
     x: Tensor,
     v: Tensor,
     patch_mask: Tensor,
@@ -175,7 +175,8 @@ def grounded_embedding_cpu(
         x, v, patch_mask, text, TailWeights(*weights), heads,
         pool_query=pool_query, key_norm_eps=key_norm_eps, norm_eps=norm_eps,
     )  # fmt: skip
-    return z.to(torch.float32), grounding_map.to(torch.float32)
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    return z.to(dtype), grounding_map.to(dtype)
 
 
 @_grounded_embedding.register_fake
@@ -190,8 +191,9 @@ def _grounded_embedding_fake(
     key_norm_eps: float | None,
     norm_eps: float,
 ) -> tuple[Tensor, Tensor]:
-    z = v.new_empty((v.shape[0], weights[-1].shape[0]), dtype=torch.float32)
-    return z, v.new_empty(v.shape[:2], dtype=torch.float32)
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    z = v.new_empty((v.shape[0], weights[-1].shape[0]), dtype=dtype)
+    return z, v.new_empty(v.shape[:2], dtype=dtype)
 
 
 def grounded_embedding(
@@ -228,16 +230,12 @@ def grounded_embedding(
     """
     _check(x, v, patch_mask, text, weights, heads, pool_query)
     head_width, embedding_dim = v.shape[2] // heads, weights.projection.shape[0]
+    arguments = (
+        x, v, patch_mask, text, list(weights), heads, pool_query, key_norm_eps, norm_eps
+    )  # fmt: skip
     if fused(v, x, text, pool_query, *weights) and served(
         "grounded_embedding",
         tail_unserved(v.dtype, v.shape[2], head_width, embedding_dim, architecture(v.device)),
     ):
-        return torch.ops.tigerfg.grounded_embedding(
-            x, v, patch_mask, text, list(weights), heads, pool_query, key_norm_eps, norm_eps
-        )
-    z, grounding_map = grounded_embedding_reference(
-        x, v, patch_mask, text, weights, heads,
-        pool_query=pool_query, key_norm_eps=key_norm_eps, norm_eps=norm_eps,
-    )  # fmt: skip
-    dtype = torch.promote_types(v.dtype, torch.float32)
-    return z.to(dtype), grounding_map.to(dtype)
+        return torch.ops.tigerfg.grounded_embedding(*arguments)
+    return grounded_embedding_plain(*arguments)

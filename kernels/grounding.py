@@ -140,11 +140,11 @@ def _grounding(
 
 
 @_grounding.register_kernel("cpu")
-def grounding_cpu(
+def grounding_plain(
     x: Tensor, v: Tensor, patch_mask: Tensor | None, key_norm_eps: float | None, per_query: bool
 ) -> tuple[Tensor, Tensor]:
     p, maps = grounding_reference(x, v, patch_mask, key_norm_eps=key_norm_eps)
-    maps = maps.to(torch.float32)
+    maps = maps.to(torch.promote_types(v.dtype, torch.float32))
     return p, maps if per_query else maps.mean(dim=1)
 
 
@@ -153,7 +153,8 @@ def _grounding_fake(
     x: Tensor, v: Tensor, patch_mask: Tensor | None, key_norm_eps: float | None, per_query: bool
 ) -> tuple[Tensor, Tensor]:
     shape = (*x.shape[:2], v.shape[1]) if per_query else v.shape[:2]
-    return x.new_empty(x.shape), v.new_empty(shape, dtype=torch.float32)
+    map_dtype = torch.promote_types(v.dtype, torch.float32)
+    return x.new_empty(x.shape), v.new_empty(shape, dtype=map_dtype)
 
 
 def grounding(
@@ -184,6 +185,4 @@ def grounding(
     check(x, v, patch_mask)
     if fused(v, x) and served("grounding", unserved(v.dtype, v.shape[2], architecture(v.device))):
         return torch.ops.tigerfg.grounding(x, v, patch_mask, key_norm_eps, per_query)
-    p, maps = grounding_reference(x, v, patch_mask, key_norm_eps=key_norm_eps)
-    maps = maps.to(torch.promote_types(v.dtype, torch.float32))
-    return p, maps if per_query else maps.mean(dim=1)
+    return grounding_plain(x, v, patch_mask, key_norm_eps, per_query)

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from tigerfg.kernels import tuning
 from tigerfg.kernels.arrival import last_to_arrive
-from tigerfg.kernels.variant import INTERPRETED, TRITON_TYPES, Variant, triton_type, upcast
+from tigerfg.kernels.variant import TRITON_TYPES, Variant, dot_options, triton_type
 
 WIDTHS = (384, 768, 1024, 1280)  # ViT-S, B, L and H: what is compiled ahead of time
 KINDS = ("mean", "attention", "cls")
@@ -305,8 +305,7 @@ def variant(
         "BLOCK_K": min(use["BLOCK_K"], width & -width),
         "ROWS": use["ROWS"],
         "STAGES": use["STAGES"],
-        "PRECISION": "tf32x3" if dtype == torch.float32 and not INTERPRETED else "ieee",
-        "UPCAST": upcast(dtype),
+        **dot_options(dtype),
     }
     unaligned = {"mask_ptr", "batch", "patches", "splits"}
     masked_name = "_masked" if masked else ""

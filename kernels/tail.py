@@ -22,7 +22,7 @@ from tigerfg.kernels.arrival import last_to_arrive
 from tigerfg.kernels.attend import WIDTHS, unserved
 from tigerfg.kernels.combine import MAX_SPLITS, chunk_width, write_map
 from tigerfg.kernels.tuning import launch_parameters
-from tigerfg.kernels.variant import INTERPRETED, Variant, triton_type, upcast
+from tigerfg.kernels.variant import Variant, dot_options, triton_type
 
 MAP_BLOCK = 256  # patches of one program that writes a map
 MAX_HEAD, MAX_EMBEDDING = 128, 256  # what fits a multiprocessor of 100 kB
@@ -274,8 +274,7 @@ def tail_variant(
             "BLOCK_E": max(16, triton.next_power_of_2(embedding_dim)),
             "BLOCK_S": MAX_SPLITS,
             "BLOCK_N": MAP_BLOCK,
-            "PRECISION": "tf32x3" if dtype == torch.float32 and not INTERPRETED else "ieee",
-            "UPCAST": upcast(dtype),
+            **dot_options(dtype),
         },
         aligned=frozenset(pointers),
         grid=(head_programs + maps if split else head_programs,),

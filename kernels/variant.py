@@ -60,6 +60,13 @@ def triton_type(dtype: torch.dtype, field: str) -> str:
         ) from None
 
 
-def upcast(dtype: torch.dtype) -> bool:
-    """Whether dots must see float32: the interpreter multiplies bfloat16 bit patterns."""
-    return INTERPRETED and dtype == torch.bfloat16
+def dot_options(dtype: torch.dtype) -> dict[str, Any]:
+    """Compile-time arguments of kernels with dots of operands of a dtype.
+
+    PRECISION: three tf32 products give float32's accuracy on the matrix units. UPCAST: dots must
+    see float32, because the interpreter multiplies bfloat16 bit patterns.
+    """
+    return {
+        "PRECISION": "tf32x3" if dtype == torch.float32 and not INTERPRETED else "ieee",
+        "UPCAST": INTERPRETED and dtype == torch.bfloat16,
+    }

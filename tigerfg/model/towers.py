@@ -137,17 +137,15 @@ class TigerFG(nn.Module):
             flat = patch_mask.to(fused.dtype)
             flat = flat / flat.sum(dim=1, keepdim=True).clamp(min=1.0)
             return ItemOutput(self.head(fused), flat, guidance.token_weights)
-        weights = TailWeights(
-            self.grounding.w_v, self.grounding.w_o, self.gate_pool, self.gate_text,
-            *self.head.weights,
-        )  # fmt: skip
         dtype = patches.dtype  # under autocast parameters and activations differ
+        parameters = (self.grounding.w_v, self.grounding.w_o, self.gate_pool, self.gate_text)
+        weights = TailWeights(*(p.to(dtype) for p in (*parameters, *self.head.weights)))
         embedding, grounding_map = grounded_embedding(
             guidance.queries.to(dtype),
             patches,
             patch_mask,
             guidance.text.to(dtype),
-            TailWeights(*(weight.to(dtype) for weight in weights)),
+            weights,
             self.grounding.heads,
             pool_query=None if self.pool.query is None else self.pool.query.to(dtype),
             norm_eps=self.head.norm.eps,
