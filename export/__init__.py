@@ -12,7 +12,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("export", error.name or "torch", "train") from error
 
+from tigerfg.engines.accuracy import THRESHOLDS
 from tigerfg.export.bundle import PRECISIONS, export_bundle
-from tigerfg.export.parity import THRESHOLDS
+from tigerfg.export.gpu import GpuRequest
 
-__all__ = ["PRECISIONS", "THRESHOLDS", "export_bundle"]
+__all__ = ["PRECISIONS", "THRESHOLDS", "GpuRequest", "export_bundle"]

@@ -1,4 +1,7 @@
-"""A tower as an ONNX graph: standard operators, dynamic batch and text length, readable names."""
+"""A tower as an ONNX graph: standard operators, dynamic batch and text length, readable names.
+
+The whole tower runs in any runtime; the backbone ends where the fused kernels of the tail begin.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,19 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from tigerfg.engines.base import INPUTS, OUTPUTS
+from tigerfg.engines.base import BACKBONE_INPUTS, BACKBONE_OUTPUTS, INPUTS, OUTPUTS
+from tigerfg.export.fold import fold_constants
 from tigerfg.model import TigerFG
 
 OPSET = 20
 IR_VERSION = 10  # the newest that every onnxruntime since 1.20 reads
+
+CUTS = ("tower", "backbone")
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -44,46 +49,85 @@ class _ItemTower(_QueryTower):
         return tuple(self.model.encode_item(pixels, patch_mask, token_ids, token_mask))
 
 
-def example_inputs(model: TigerFG, tower: str, batch: int = 2, length: int = 7) -> tuple[Any, ...]:
-    """Inputs of the right shapes."""
+class _QueryBackbone(_QueryTower):
+    """What the query tail reads."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model.vision(pixels)
+
+
+class _ItemBackbone(_QueryTower):
+    """What the item tail reads."""
+
+    def forward(self, pixels: Tensor, token_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.tail_inputs(pixels, token_ids, token_mask))
+
+
+_MODULES = {
+    ("query", "tower"): _QueryTower,
+    ("item", "tower"): _ItemTower,
+    ("query", "backbone"): _QueryBackbone,
+    ("item", "backbone"): _ItemBackbone,
+}
+
+
+def interface(tower: str, cut: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of a graph's inputs and outputs."""
+    if cut == "tower":
+        return INPUTS[tower], OUTPUTS[tower]
+    return BACKBONE_INPUTS[tower], BACKBONE_OUTPUTS[tower]
+
+
+def example_inputs(
+    model: TigerFG, tower: str, batch: int = 2, length: int = 7
+) -> dict[str, Tensor]:
+    """Inputs of the right shapes, by name."""
     config = model.config
     side = config.query_size if tower == "query" else config.item_size
     patches = (side // config.vision.patch) ** 2
-    pixels = torch.zeros(batch, 3, side, side)
-    mask = torch.ones(batch, patches, dtype=torch.bool)
-    if tower == "query":
-        return pixels, mask
-    text = torch.zeros(batch, length, dtype=torch.int64)
-    return pixels, mask, text, torch.ones(batch, length, dtype=torch.bool)
+    return {
+        "pixels": torch.zeros(batch, 3, side, side),
+        "patch_mask": torch.ones(batch, patches, dtype=torch.bool),
+        "token_ids": torch.zeros(batch, length, dtype=torch.int64),
+        "token_mask": torch.ones(batch, length, dtype=torch.bool),
+    }
 
 
-def tower_graph(model: TigerFG, tower: str) -> onnx.ModelProto:
+def tower_graph(model: TigerFG, tower: str, cut: str = "tower") -> onnx.ModelProto:
     """Export one tower (weights inside), with the inputs and outputs of the bundle format.
 
     Nodes are named after their module ("vision.blocks.0.up/MatMul"); what the exporter records
     about the machine (paths, stack traces) is removed.
+
+    Args:
+        tower: "query" or "item".
+        cut: "tower": all of it; "backbone": up to the fused tail, see `TigerFG.tail_inputs`.
     """
     batch = torch.export.Dim("batch")
     length = torch.export.Dim("length", max=model.config.text.max_length)
     picture, text = {0: batch}, {0: batch, 1: length}
-    module = _QueryTower(model) if tower == "query" else _ItemTower(model)
+    module = _MODULES[tower, cut](model)
+    inputs, outputs = interface(tower, cut)
+    examples = example_inputs(model, tower)
     with _quiet():
         program = torch.onnx.export(
             module.eval(),
-            example_inputs(model, tower),
+            tuple(examples[name] for name in inputs),
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(INPUTS[tower]),
+            input_names=list(inputs),
             # an inner value may be called "embedding" already: renamed below
-            output_names=[f"output.{name}" for name in OUTPUTS[tower]],
+            output_names=[f"output.{name}" for name in outputs],
             dynamic_shapes={
-                name: text if name.startswith("token_") else picture for name in INPUTS[tower]
+                name: text if name.startswith("token_") else picture for name in inputs
             },
             verbose=False,
         )
-    proto = program.model_proto
+    # Constants computed once in float64 or float32: a rotary embedding's angles among them, which
+    # lose all meaning in float16.
+    proto = fold_constants(program.model_proto)
     proto.ir_version = min(proto.ir_version, IR_VERSION)
-    _tidy(proto, tower)
+    _tidy(proto, outputs)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
@@ -93,7 +137,7 @@ def node_report(proto: onnx.ModelProto) -> dict[str, int]:
     return dict(Counter(node.op_type for node in proto.graph.node).most_common())
 
 
-def _tidy(proto: onnx.ModelProto, tower: str) -> None:
+def _tidy(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
     graph = proto.graph
     count: Counter[str] = Counter()
     for node in graph.node:
@@ -110,7 +154,7 @@ def _tidy(proto: onnx.ModelProto, tower: str) -> None:
     ):
         del holder.metadata_props[:]
         holder.doc_string = ""
-    outputs = {f"output.{name}": name for name in OUTPUTS[tower]}
+    outputs = {f"output.{name}": name for name in names}
     taken = {name: f"{name}.inner" for name in outputs.values()}  # make room for the outputs
     renamed = {**taken, **outputs}
     for info in (*graph.initializer, *graph.value_info, *graph.output):

@@ -20,23 +20,33 @@ SEED = 90210  # rendered products of this seed are in no training or benchmark s
 
 @dataclass(frozen=True)
 class Samples:
-    """Prepared inputs of both towers, by tower; `source` says where they come from."""
+    """Prepared inputs of both towers, by tower.
+
+    Attributes:
+        answers: for every query the ids of the items that show its product; may be empty.
+        item_ids: of the items.
+        source: where all of it comes from.
+    """
 
     query: Arrays
     item: Arrays
+    answers: tuple[frozenset[str], ...]
+    item_ids: tuple[str, ...]
     source: str
+
+    def part(self, rows: slice) -> Samples:
+        """Some of the pictures of either tower."""
+        return Samples(
+            {name: value[rows] for name, value in self.query.items()},
+            {name: value[rows] for name, value in self.item.items()},
+            self.answers[rows],
+            self.item_ids[rows],
+            self.source,
+        )
 
     def split(self, count: int) -> tuple[Samples, Samples]:
         """The first `count` pictures of either tower, and the others."""
-        parts = [
-            Samples(
-                {name: value[part] for name, value in self.query.items()},
-                {name: value[part] for name, value in self.item.items()},
-                self.source,
-            )
-            for part in (slice(count), slice(count, None))
-        ]
-        return parts[0], parts[1]
+        return self.part(slice(count)), self.part(slice(count, None))
 
 
 def load_samples(
@@ -51,13 +61,13 @@ def load_samples(
         InputError: the directory has fewer than 2 usable items or queries.
     """
     if data is not None:
-        return _read(Path(data), spec, tokenizer, count, f"{Path(data).name}, {count} pictures")
+        return _read(Path(data), spec, tokenizer, count, "pictures of " + Path(data).name)
     from tigerfg.benchmark.render import write_catalog
 
     with tempfile.TemporaryDirectory() as temp:
         side = max(spec.item_size, 256)
         write_catalog(temp, count, SEED, layout="cluttered", image_size=side, workers=1)
-        return _read(Path(temp), spec, tokenizer, count, f"{count} rendered products, seed {SEED}")
+        return _read(Path(temp), spec, tokenizer, count, f"rendered products, seed {SEED}")
 
 
 def _read(
@@ -83,9 +93,10 @@ def _read(
             pictures.append(picture)
         if len(items) == count:
             break
-    pairs = ((query.image, query.box) for query in read_queries(folder, on_reject=reject))
-    opened = (usable(image, box, spec.query_size) for image, box in pairs)
-    crops = list(islice((crop for crop in opened if crop is not None), count))
+    queries = read_queries(folder, on_reject=reject)
+    opened = ((query, usable(query.image, query.box, spec.query_size)) for query in queries)
+    chosen = list(islice(((query, crop) for query, crop in opened if crop is not None), count))
+    crops = [crop for _, crop in chosen]
     if min(len(items), len(crops)) < 2:
         why = f"; first problem: {rejected[0]}" if rejected else ""
         raise InputError(
@@ -98,4 +109,10 @@ def _read(
     pixels, mask, _ = preprocess(pictures, spec.item_size, spec)
     token_ids, token_mask = tokenizer([item_text(item) for item in items])
     item = {"pixels": pixels, "patch_mask": mask, "token_ids": token_ids, "token_mask": token_mask}
-    return Samples(query, {key: np.ascontiguousarray(value) for key, value in item.items()}, source)
+    return Samples(
+        query,
+        {key: np.ascontiguousarray(value) for key, value in item.items()},
+        tuple(frozenset(entry.item_ids) for entry, _ in chosen),
+        tuple(entry.item_id for entry in items),
+        f"{len(items)} {source}",
+    )

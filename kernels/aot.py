@@ -3,8 +3,8 @@
     python -m tigerfg.kernels.aot --out DIR [--arch 90 ...] [--op grounding ...]
 
 writes DIR/sm_90/<name>.cubin, .ptx and .json for each variant and DIR/index.json, the list of all
-descriptions. No GPU is needed. The output depends on the sources and the Triton version alone:
-compiling twice gives the same bytes.
+descriptions; with --model only what the tails of one model need. No GPU is needed. The output
+depends on the sources and the Triton version alone: compiling twice gives the same bytes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from tigerfg.kernels.model_kernels import ModelKernels
 from tigerfg.kernels.tuning import ARCHITECTURES
 from tigerfg.kernels.variant import INTERPRETED, Variant
 
@@ -170,10 +171,12 @@ def check_convention(name: str, ptx: str, arguments: list[Argument], metadata: A
 
 
 @functools.cache
-def variants_of(operator: str, arch: int) -> dict[str, Variant]:
-    """What an operator compiles ahead of time for an architecture, by name."""
-    module = importlib.import_module(f"tigerfg.kernels.{operator}")
-    variants = module.variants(arch)
+def variants_of(operator: str, arch: int, model: ModelKernels | None = None) -> dict[str, Variant]:
+    """What an operator compiles ahead of time for an architecture (and a model), by name."""
+    if model is None:
+        variants = importlib.import_module(f"tigerfg.kernels.{operator}").variants(arch)
+    else:
+        variants = model.variants(operator, arch)
     by_name = {variant.name: variant for variant in variants}
     if len(by_name) != len(variants):
         raise ValueError(f"{operator}: two variants of sm_{arch} have one name")
@@ -207,10 +210,12 @@ def _start_worker() -> None:
     triton.knobs.cache.dir = os.path.join(triton.knobs.cache.dir, "aot")
 
 
-def _compile_to(out: Path, task: tuple[str, int, str]) -> dict[str, Any]:
+def _compile_to(
+    out: Path, model: ModelKernels | None, task: tuple[str, int, str]
+) -> dict[str, Any]:
     """Compile one (operator, arch, name) into the folder; its description."""
     operator, arch, name = task
-    compiled = compile_variant(variants_of(operator, arch)[name], arch)
+    compiled = compile_variant(variants_of(operator, arch, model)[name], arch)
     description = compiled.description(operator)
     cubin = out / description["file"]
     cubin.parent.mkdir(parents=True, exist_ok=True)
@@ -226,6 +231,7 @@ def compile_all(
     archs: tuple[int, ...] = ARCHITECTURES,
     operators: tuple[str, ...] = OPERATORS,
     only: tuple[str, ...] = ("*",),
+    model: ModelKernels | None = None,
     jobs: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Compile the variants whose name matches a pattern of `only`; yields each description.
@@ -236,7 +242,7 @@ def compile_all(
         (operator, arch, name)
         for operator in operators
         for arch in archs
-        for name in variants_of(operator, arch)
+        for name in variants_of(operator, arch, model)
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in only)
     ]
     if not tasks:
@@ -246,7 +252,7 @@ def compile_all(
     descriptions = []
     workers = min(jobs, len(tasks))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        for description in pool.map(functools.partial(_compile_to, out), tasks):
+        for description in pool.map(functools.partial(_compile_to, out, model), tasks):
             descriptions.append(description)
             yield description
     _write(out / "index.json", _as_json({"format": INDEX_FORMAT, "kernels": descriptions}))
@@ -261,6 +267,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, metavar="XX")
     parser.add_argument("--op", nargs="+", choices=OPERATORS, metavar="NAME")
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of variant names")
+    parser.add_argument(
+        "--model", type=json.loads, metavar="JSON", help="only a model's: fields of ModelKernels"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args(argv)
     if INTERPRETED:
@@ -271,6 +280,7 @@ def main(argv: list[str] | None = None) -> int:
         archs=tuple(options.arch or ARCHITECTURES),
         operators=tuple(options.op or OPERATORS),
         only=tuple(options.only),
+        model=None if options.model is None else ModelKernels(**options.model),
         jobs=options.jobs,
     ):
         count += 1

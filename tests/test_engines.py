@@ -143,7 +143,9 @@ def test_values_that_are_not_finite_are_not_passed_on(small_bundle):
 
 
 def test_unknown_names_and_missing_packages(small_bundle, small_checkpoint, monkeypatch):
-    with pytest.raises(EngineError, match=r"'tensorflow' is unknown; choose auto, onnx"):
+    with pytest.raises(
+        EngineError, match=r"'tensorflow' is unknown; choose auto, tensorrt, .*onnx"
+    ):
         open_engine(small_bundle, "tensorflow")
     with pytest.raises(EngineError, match=r"'int4' is unknown"):
         open_engine(small_bundle, precision="int4")

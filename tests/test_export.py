@@ -16,13 +16,14 @@ from small_models import CONV, HF, build, inputs, tensors, tokenizer_file
 
 import tigerfg.export.bundle as export_module
 from tigerfg.bundle import Bundle
-from tigerfg.engines.base import INPUTS, OUTPUTS
+from tigerfg.engines.base import BACKBONE_OUTPUTS, INPUTS, OUTPUTS
 from tigerfg.engines.onnx import OnnxRunner
 from tigerfg.errors import EngineError, InputError, TigerfgError
 from tigerfg.export import export_bundle
 from tigerfg.export.graph import node_report, tower_graph
 from tigerfg.export.parity import check, encode_in_batches
 from tigerfg.export.quantize import quantised_nodes
+from tigerfg.export.tail import backbone_encoder
 from tigerfg.export.weights import WEIGHTS, write_models
 from tigerfg.model import save_checkpoint
 
@@ -65,6 +66,26 @@ def test_graph_gives_what_the_model_gives(config, tower, small_bundle, hf_folder
     for batch, length in [(1, 1), (2, 9), (5, 24)]:  # 1 is what exporters like to freeze
         feeds = inputs(config, tower, batch, length, seed=batch)
         found = runner.run(feeds)
+        with torch.inference_mode():
+            if tower == "query":
+                expected = {"embedding": model.encode_query(*tensors(feeds))}
+            else:
+                expected = model.encode_item(*tensors(feeds))._asdict()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value.numpy(), rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("tower", ["query", "item"])
+@pytest.mark.parametrize("pool", ["mean", "attention"])
+@pytest.mark.parametrize("config", [CONV, HF], ids=["conv", "dinov3-bert"])
+def test_backbone_and_tail_give_what_the_model_gives(config, pool, tower, tmp_path):
+    model = build(config, pool=pool)
+    graph = tower_graph(model, tower, "backbone")
+    assert tuple(entry.name for entry in graph.graph.output) == BACKBONE_OUTPUTS[tower]
+    encode = backbone_encoder(model, tower, graph)
+    for batch, length in [(1, 1), (3, 9)]:
+        feeds = inputs(config, tower, batch, length, seed=batch)
+        found = encode(feeds)
         with torch.inference_mode():
             if tower == "query":
                 expected = {"embedding": model.encode_query(*tensors(feeds))}

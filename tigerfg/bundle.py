@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tigerfg.errors import BundleError, InputError
 
 if TYPE_CHECKING:
+    from tigerfg.gpu_bundle import GpuPart
     from tigerfg.images import Preprocessing
     from tigerfg.text import TextTokenizer
 
@@ -114,6 +115,15 @@ class Bundle:
         except InputError as error:
             raise BundleError(str(error)) from error
 
+    @cached_property
+    def gpu(self) -> GpuPart | None:
+        """Graphs, engines and kernels for GPUs; None if none were exported."""
+        if "gpu" not in self.manifest:
+            return None
+        from tigerfg.gpu_bundle import GpuPart
+
+        return GpuPart(self.path, self.manifest)
+
     def onnx(self, tower: str, precision: str) -> Path:
         """Path of a tower's ONNX file.
 
@@ -154,6 +164,8 @@ class Bundle:
         yield self.path / record["file"], record
         if "weights" in self.manifest:
             yield self.path / self.manifest["weights"]["file"], self.manifest["weights"]
+        for _, record in self.gpu.records() if self.gpu else ():
+            yield self.path / record["file"], record
 
     def _check_size(self, file: Path, record: dict[str, Any]) -> None:
         try:
@@ -210,7 +222,24 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     for field in ("tokenizer", "weights"):
         if field in manifest:
             _check_record(manifest[field], f"{file}: {field}")
+    if "gpu" in manifest:
+        _check_gpu(path, manifest)
     return manifest
+
+
+def _check_gpu(path: Path, manifest: dict[str, Any]) -> None:
+    """The GPU part is complete, and every file in it is named by a proper record."""
+    from tigerfg.gpu_bundle import GpuPart
+
+    file = path / MANIFEST_FILE
+    if "weights" not in manifest:
+        raise BundleError(f"{file}: gpu without weights: {_AGAIN}")
+    try:
+        records = list(GpuPart(path, manifest).records())
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BundleError(f"{file}: gpu is incomplete ({error!r}): {_AGAIN}") from error
+    for field, record in records:
+        _check_record(record, f"{file}: {field}")
 
 
 def _check_record(record: Any, field: str) -> None:

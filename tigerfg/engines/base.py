@@ -19,6 +19,9 @@ INPUTS = {
     "item": ("pixels", "patch_mask", "token_ids", "token_mask"),
 }
 OUTPUTS = {"query": ("embedding",), "item": ("embedding", "grounding_map", "token_weights")}
+# The same towers cut before the fused tail: what the tail's kernels read, and the text's weights.
+BACKBONE_INPUTS = {"query": ("pixels",), "item": ("pixels", "token_ids", "token_mask")}
+BACKBONE_OUTPUTS = {"query": ("patches",), "item": ("patches", "queries", "text", "token_weights")}
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,8 +44,8 @@ class EngineInfo(NamedTuple):
     """Which engine runs, for logs and `tigerfg doctor`.
 
     Attributes:
-        name: "onnx", "openvino" or "torch", of the query tower.
-        precision: "fp32", "int8" or "bf16", of the query tower.
+        name: "tensorrt", "tensorrt-rtx", "onnx", "openvino" or "torch", of the query tower.
+        precision: "fp32", "fp16", "bf16", "int8" or "fp8", of the query tower.
         device: "cpu" or "cuda".
         threads: CPU threads an encode call uses.
         detail: versions, and the item tower where it differs.
@@ -90,6 +93,10 @@ class Runner(Protocol):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Named inputs to named outputs, see INPUTS and OUTPUTS; safe from several threads."""
+        ...
+
+    def close(self) -> None:
+        """Free what the runtime holds; the last call."""
         ...
 
 

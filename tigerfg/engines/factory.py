@@ -6,7 +6,7 @@ import importlib.util
 import os
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -22,12 +22,15 @@ from tigerfg.engines.base import (
     check_outputs,
 )
 from tigerfg.engines.cpu import thread_count
+from tigerfg.engines.gpu import GpuTowers, gpu_engine
+from tigerfg.engines.trt_library import NAMES
 from tigerfg.errors import EngineError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from tigerfg.bundle import Bundle
 
-ENGINES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}  # name -> package
+# name -> package
+ENGINES = {**NAMES, "onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
 
 
 def available_engines() -> list[str]:
@@ -46,10 +49,13 @@ def open_engine(
     Args:
         bundle: a Bundle, its directory or the name of a shipped one; for engine "torch" a
             checkpoint directory.
-        engine: "onnx", "openvino", "torch", or "auto": what a short measurement on this machine
-            finds fastest, per tower, remembered in the user's cache directory.
-        precision: "fp32", "int8", "bf16" (OpenVINO on a CPU with bfloat16), or "auto": the fastest
-            whose cosine with float32 is 0.995 at least.
+        engine: "tensorrt", "tensorrt-rtx", "onnx", "openvino", "torch", or "auto": on a GPU if
+            bundle and machine allow it (a reason why not is logged once), else what a short
+            measurement on this machine finds fastest, per tower, remembered in the user's cache
+            directory.
+        precision: on a GPU one of `bundle.gpu.precisions`, "auto" is the first; on a CPU "fp32",
+            "int8", "bf16" (OpenVINO on a CPU with bfloat16), or "auto": the fastest whose cosine
+            with float32 is 0.995 at least.
         threads: CPU threads of a call; None for all that the process may use.
 
     Raises:
@@ -72,22 +78,35 @@ def open_engine(
         from tigerfg.bundle import Bundle
 
         bundle = Bundle.open(bundle)
+    if engine == "auto" and (chosen := gpu_engine(bundle, precision)) is not None:
+        engine = chosen
+    if engine in NAMES:
+        return BundleEngine(bundle, GpuTowers(bundle, engine, precision), thread_count(threads))
     if engine != "auto" and engine not in available_engines():
         raise MissingExtraError(f"the engine {engine!r}", ENGINES[engine], "cpu")
-    return BundleEngine(bundle, engine, precision, thread_count(threads))
+    count = thread_count(threads)
+    return BundleEngine(bundle, select.CpuTowers(bundle, engine, precision, count), count)
+
+
+class Towers(Protocol):
+    """Where a bundle's towers come from: the CPU's runtimes, or a GPU's."""
+
+    device: str
+
+    def open(self, tower: str) -> Runner:
+        """A tower, loaded and ready."""
+        ...
 
 
 class BundleEngine:
-    """The CPU engine: both towers of a bundle, each in the runtime and precision chosen for it."""
+    """Both towers of a bundle, each loaded when it is first used."""
 
-    def __init__(self, bundle: Bundle, engine: str, precision: str, threads: int) -> None:
-        self._bundle, self._threads = bundle, threads
-        self._wanted = (engine, precision)
+    def __init__(self, bundle: Bundle, towers: Towers, threads: int) -> None:
+        self._towers, self._threads = towers, threads
         self._shapes = TowerShapes.of(bundle)
         self._lock = threading.Lock()
         self._runners: dict[str, Runner] = {}
         self._closed = False
-        select.check_request(bundle, engine, precision)
 
     @property
     def info(self) -> EngineInfo:
@@ -97,7 +116,8 @@ class BundleEngine:
         item = self._runners.get("item")
         if item is not None and (item.engine, item.precision) != (query.engine, query.precision):
             detail += f"; items: {item.version} {item.precision}"
-        return EngineInfo(query.engine, query.precision, "cpu", self._threads, detail)
+        device = self._towers.device
+        return EngineInfo(query.engine, query.precision, device, self._threads, detail)
 
     def encode_queries(self, pixels: np.ndarray, patch_mask: np.ndarray) -> np.ndarray:
         return self._run("query", {"pixels": pixels, "patch_mask": patch_mask})["embedding"]
@@ -120,6 +140,8 @@ class BundleEngine:
     def close(self) -> None:
         with self._lock:
             self._closed = True
+            for runner in self._runners.values():
+                runner.close()
             self._runners.clear()
 
     def _run(self, tower: str, feeds: Mapping[str, np.ndarray]) -> Arrays:
@@ -135,7 +157,5 @@ class BundleEngine:
             if self._closed:
                 raise EngineError("the engine is closed; open it again")
             if tower not in self._runners:
-                self._runners[tower] = select.open_tower(
-                    self._bundle, tower, *self._wanted, self._threads
-                )
+                self._runners[tower] = self._towers.open(tower)
             return self._runners[tower]

@@ -48,6 +48,9 @@ class OnnxRunner:
             raise EngineError(f"onnxruntime failed: {first_line(error)}") from error
         return dict(zip(self._outputs, values, strict=True))
 
+    def close(self) -> None:
+        """Nothing to do: the session goes with this object."""
+
 
 def first_line(error: BaseException) -> str:
     """The first line of a runtime's error message."""

@@ -67,6 +67,10 @@ class OpenVinoRunner:
             outputs["token_weights"] = np.ascontiguousarray(outputs["token_weights"][:, :length])
         return outputs
 
+    def close(self) -> None:
+        with self._lock:
+            self._requests.clear()
+
     def _pad_text(self, name: str, value: np.ndarray) -> np.ndarray:
         if not name.startswith("token_"):
             return value

@@ -66,6 +66,26 @@ class Choice(NamedTuple):
     candidates: tuple[Candidate, ...]
 
 
+class CpuTowers:
+    """Opens the towers of a bundle on the CPU, each in the runtime and precision asked for; where
+    either is "auto", the best."""
+
+    device = "cpu"
+
+    def __init__(self, bundle: Bundle, engine: str, precision: str, threads: int) -> None:
+        check_request(bundle, engine, precision)
+        self._bundle, self._threads = bundle, threads
+        self._engine, self._precision = engine, precision
+
+    def open(self, tower: str) -> Runner:
+        """The tower in the only candidate, or the best."""
+        requested = list(_requested(self._bundle, self._engine, self._precision))
+        if len(requested) > 1:
+            choice = choose(self._bundle, tower, self._engine, self._precision, self._threads)
+            requested = [(choice.engine, choice.precision)]
+        return _open(self._bundle, tower, *requested[0], self._threads)
+
+
 def check_request(bundle: Bundle, engine: str, precision: str) -> None:
     """EngineError if no candidate can fit the request."""
     names = sorted({name for values in PRECISIONS.values() for name in values})
@@ -77,15 +97,6 @@ def check_request(bundle: Bundle, engine: str, precision: str) -> None:
             f"engine: nothing runs {precision!r} of this bundle with {engine!r} here (the bundle "
             f"has {', '.join(bundle.precisions)}; installed engines: {installed})"
         )
-
-
-def open_tower(bundle: Bundle, tower: str, engine: str, precision: str, threads: int) -> Runner:
-    """The tower in the requested engine and precision; where either is "auto", the best."""
-    requested = list(_requested(bundle, engine, precision))
-    if len(requested) == 1:
-        return _open(bundle, tower, *requested[0], threads)
-    choice = choose(bundle, tower, engine, precision, threads)
-    return _open(bundle, tower, choice.engine, choice.precision, threads)
 
 
 def choose(

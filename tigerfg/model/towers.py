@@ -32,6 +32,17 @@ class ItemOutput(NamedTuple):
     token_weights: Tensor
 
 
+class TailInputs(NamedTuple):
+    """What the fused tail of the item tower reads: patches (B, N, D), absorbed queries (B, Q, D)
+    (with attention pooling the pool's own query comes last), text (B, D); and token_weights (B, L).
+    """
+
+    patches: Tensor
+    queries: Tensor
+    text: Tensor
+    token_weights: Tensor
+
+
 class PatchPool(nn.Module):
     """Pools patches to one feature: their mean, or attention by one learnt query (starts flat)."""
 
@@ -119,6 +130,16 @@ class TigerFG(nn.Module):
     ) -> ItemOutput:
         """pixels (B, 3, S, S), patch_mask (B, N), token_ids (B, L) int64, token_mask (B, L)."""
         return self.ground(self.vision(pixels), patch_mask, token_ids, token_mask)
+
+    def tail_inputs(self, pixels: Tensor, token_ids: Tensor, token_mask: Tensor) -> TailInputs:
+        """The item tower up to its fused tail; arguments as for `encode_item`."""
+        guidance = self.grounding(self.text(token_ids, token_mask), token_mask)
+        queries = guidance.queries
+        if self.pool.query is not None:
+            # not len(queries): an exporter would take that for a constant
+            pool = self.pool.query.expand(queries.shape[0], 1, -1)
+            queries = torch.cat([queries, pool], dim=1)
+        return TailInputs(self.vision(pixels), queries, guidance.text, guidance.token_weights)
 
     def grounding_map(
         self, patches: Tensor, patch_mask: Tensor, token_ids: Tensor, token_mask: Tensor

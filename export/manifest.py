@@ -1,0 +1,84 @@
+"""manifest.json of a bundle: what it is, its files with their hashes, and how it was made."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tigerfg.bundle import BUNDLE_FORMAT, TOKENIZER_FILE
+from tigerfg.engines.cpu import cpu
+from tigerfg.export.weights import WEIGHTS
+from tigerfg.model import TigerFG
+
+TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "transformers", "numpy")
+_CHUNK = 1 << 20  # bytes hashed at a time
+
+
+def graph_file(tower: str, precision: str, cut: str = "tower") -> str:
+    """Name of a graph: "query.onnx" (fp32), "query.int8.onnx", "query.backbone.fp16.onnx"."""
+    parts = [tower]
+    if cut != "tower":
+        parts.append(cut)
+    if precision != "fp32":
+        parts.append(precision)
+    return ".".join([*parts, "onnx"])
+
+
+def record(file: Path) -> dict[str, Any]:
+    """Name, SHA-256 and size of a file."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return {"file": file.name, "sha256": digest.hexdigest(), "bytes": file.stat().st_size}
+
+
+def manifest(
+    folder: Path,
+    model: TigerFG,
+    fingerprint: str,
+    towers: Mapping[str, Mapping[str, Any]],
+    gpu: Mapping[str, Any] | None,
+    parity: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The manifest of the files in `folder`.
+
+    Args:
+        fingerprint: of the checkpoint.
+        towers: tower -> precision -> record of the graphs for CPUs.
+        gpu: the part that `tigerfg.gpu_bundle.GpuPart` reads; None without one.
+        parity: the report.
+    """
+    config = model.config
+    content = {
+        "format": BUNDLE_FORMAT,
+        "name": config.name,
+        "fingerprint": fingerprint,
+        "embedding_dim": config.embedding_dim,
+        "max_text_length": config.text.max_length,
+        "vocab_size": vocab_size(model),
+        "preprocessing": config.preprocessing.to_dict(),
+        "towers": towers,
+        "weights": record(folder / WEIGHTS),
+        "tokenizer": record(folder / TOKENIZER_FILE),
+        "parity": parity,
+        "tools": {
+            "tigerfg": importlib.metadata.version("tigerfg"),
+            **{package: importlib.metadata.version(package) for package in TOOLS},
+            "cpu": cpu()._asdict(),
+        },
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "model": config.to_dict(),
+    }
+    return content if gpu is None else {**content, "gpu": gpu}
+
+
+def vocab_size(model: TigerFG) -> int:
+    """How many token ids the model's text encoder knows."""
+    if model.config.text.type == "hf":
+        return model.text.model.config.vocab_size
+    return model.config.text.vocab_size

@@ -1,0 +1,70 @@
+"""What a precision costs in Recall@1: the shipped model on rendered products and on real photos."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from tigerfg.bundle import TOWERS, Bundle
+from tigerfg.engines.onnx import OnnxRunner
+from tigerfg.export.bundle import CALIBRATION
+from tigerfg.export.emulate import EmulatedRunner
+from tigerfg.export.parity import encode_in_batches, measure_recall
+from tigerfg.export.precision import typed_graph
+from tigerfg.export.quantize import gpu_quantised_graph
+from tigerfg.export.samples import load_samples
+
+PICTURES = 400
+LOSS = 0.005  # half a point of Recall@1
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Bundle.open("tiny")
+
+
+@pytest.fixture(scope="module")
+def graphs(tiny):
+    """(tower, precision) -> typed graph of the shipped model, calibrated on rendered pictures."""
+    calibration = load_samples(tiny.preprocessing, tiny.tokenizer, CALIBRATION, None)
+    made = {}
+    for tower in TOWERS:
+        proto = onnx.load(tiny.onnx(tower, "fp32"))
+        feeds = getattr(calibration, tower)
+        made[tower, "fp16"] = typed_graph(proto, "fp16")
+        made[tower, "bf16"] = typed_graph(proto, "bf16")
+        made[tower, "int8"] = typed_graph(gpu_quantised_graph(proto, feeds, "int8"), "fp16")
+    return made
+
+
+def samples_of(kind, tiny, request):
+    """Prepared pictures of a catalogue, the first CALIBRATION of the rendered ones left out."""
+    spec, tokenizer = tiny.preprocessing, tiny.tokenizer
+    if kind == "rendered":
+        made = load_samples(spec, tokenizer, PICTURES + CALIBRATION, None)
+        return made.part(slice(CALIBRATION, None))
+    folder = request.getfixturevalue("shared_data") / "grocery" / "standard"
+    return load_samples(spec, tokenizer, PICTURES, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rendered", pytest.param("grocery", marks=pytest.mark.data)])
+def test_recall_stays(kind, tiny, graphs, request):
+    samples = samples_of(kind, tiny, request)
+    expected = {
+        tower: encode_in_batches(
+            OnnxRunner(tiny.onnx(tower, "fp32"), tower, "fp32", 2).run, getattr(samples, tower), 16
+        )
+        for tower in TOWERS
+    }
+    for precision in ("fp16", "bf16", "int8"):
+        found = {
+            tower: encode_in_batches(
+                EmulatedRunner(graphs[tower, precision]).run, getattr(samples, tower), 16
+            )
+            for tower in TOWERS
+        }
+        recall = measure_recall(samples, expected, found)
+        print(f"{kind} {precision}: {recall}")
+        assert recall["queries"] >= 200
+        assert recall["reference"] - recall["found"] <= LOSS + 1e-9, (precision, recall)

@@ -1,0 +1,87 @@
+"""Whether a bundle runs on this machine's GPU, and with what; said once in the log if not."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from typing import TYPE_CHECKING
+
+from tigerfg.engines.base import Runner
+from tigerfg.engines.trt_library import NAMES, current_gpu
+from tigerfg.errors import EngineError, MissingExtraError
+
+if TYPE_CHECKING:
+    from tigerfg.bundle import Bundle
+
+logger = logging.getLogger("tigerfg")
+
+
+class GpuTowers:
+    """Opens the towers of a bundle in TensorRT, on one device.
+
+    Args:
+        engine: "tensorrt" or "tensorrt-rtx".
+        precision: one of the bundle's for GPUs, or "auto": the first of them.
+
+    Raises:
+        EngineError: the bundle has nothing for GPUs, or not that precision.
+        MissingExtraError: the library is not installed.
+    """
+
+    device = "cuda"
+
+    def __init__(self, bundle: Bundle, engine: str, precision: str) -> None:
+        if bundle.gpu is None:
+            raise EngineError(
+                f"engine: {bundle.path} has no graphs for GPUs: export its checkpoint with --fp16"
+            )
+        if not importlib.util.find_spec(NAMES[engine]):
+            raise MissingExtraError(f"the engine {engine!r}", NAMES[engine], engine)
+        known = bundle.gpu.precisions
+        if precision not in (*known, "auto"):
+            raise EngineError(
+                f"precision: {precision!r} was not exported for GPUs; the bundle has "
+                f"{', '.join(known)}"
+            )
+        self._bundle, self._engine = bundle, engine
+        self._precision = known[0] if precision == "auto" else precision
+
+    def open(self, tower: str) -> Runner:
+        """The tower's engine, built first if there is none that fits this machine."""
+        from tigerfg.engines.tensorrt import TensorRtRunner
+
+        return TensorRtRunner(self._bundle, tower, self._precision, builder=self._engine)
+
+
+def installed_builders() -> list[str]:
+    """The TensorRT libraries that are installed, the one to prefer first; imports neither."""
+    return [name for name, package in NAMES.items() if importlib.util.find_spec(package)]
+
+
+def gpu_engine(bundle: Bundle, precision: str) -> str | None:
+    """The engine that "auto" takes on a machine with a GPU; None for the CPU.
+
+    Where there is a GPU and it is not used, the reason is logged once.
+    """
+    if current_gpu() is None:
+        return None
+    reason = None
+    installed = installed_builders()
+    if bundle.gpu is None:
+        reason = f"the bundle {bundle.name} has nothing for GPUs: export it with --fp16"
+    elif precision not in (*bundle.gpu.precisions, "auto"):
+        reason = f"{precision} was not exported for GPUs"
+    elif not installed:
+        reason = "no TensorRT is installed: pip install 'tigerfg[tensorrt-rtx]'"
+    elif not importlib.util.find_spec("pycuda"):
+        reason = "pycuda is not installed: pip install 'tigerfg[tensorrt-rtx]'"
+    if reason is None:
+        return installed[0]
+    _say_once(f"the GPU is not used: {reason}")
+    return None
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    logger.warning("%s", line)
