@@ -16,7 +16,7 @@ from tigerfg.export.graph import interface, tower_graph
 from tigerfg.export.layers import compare_layers, format_layers
 from tigerfg.export.parity import reference
 from tigerfg.export.precision import typed_graph
-from tigerfg.export.quantize import gpu_quantised_graph, quantised_nodes
+from tigerfg.export.quantize import gpu_fp8_graph, gpu_int8_graph, quantised_nodes
 from tigerfg.export.samples import Samples
 from tigerfg.gpu_bundle import PRECISIONS
 from tigerfg.model import TigerFG
@@ -86,6 +86,7 @@ class GpuGraphs:
     def __init__(self, model: TigerFG, calibration: Samples, say: Progress) -> None:
         self.graphs: dict[tuple[str, str, str], onnx.ModelProto] = {}
         self.kept: dict[tuple[str, str], list[str]] = {}
+        self._calibrated: dict[tuple[str, ...], onnx.ModelProto] = {}
         self._model, self._calibration, self._say = model, calibration, say
         self._expected = reference(model, calibration.part(slice(FALL_BACK_SAMPLES)))
 
@@ -142,14 +143,24 @@ class GpuGraphs:
         # what the tail's kernels read; the text's weights are for people
         low = [name for name in interface(tower, cut)[1] if name in _TAIL_READS]
         if precision in ("int8", "fp8"):
-            inputs = {entry.name for entry in proto.graph.input}
-            feeds = getattr(self._calibration, tower)
-            feeds = {name: value for name, value in feeds.items() if name in inputs}
-            proto = gpu_quantised_graph(proto, feeds, precision, kept)
+            int8 = self._int8(proto, tower, cut, kept)
+            proto = int8 if precision == "int8" else gpu_fp8_graph(int8, proto)
             kept = []
         if precision == "fp32":
             return proto
         return typed_graph(proto, DTYPES[precision], low_outputs=low, keep=kept)
+
+    def _int8(
+        self, proto: onnx.ModelProto, tower: str, cut: str, kept: list[str]
+    ) -> onnx.ModelProto:
+        """The int8 graph, calibrated once for int8 and fp8."""
+        key = (tower, cut, *sorted(kept))
+        if key not in self._calibrated:
+            inputs = {entry.name for entry in proto.graph.input}
+            feeds = getattr(self._calibration, tower)
+            feeds = {name: value for name, value in feeds.items() if name in inputs}
+            self._calibrated[key] = gpu_int8_graph(proto, feeds, kept)
+        return self._calibrated[key]
 
 
 def _movable(proto: onnx.ModelProto, precision: str) -> set[str]:

@@ -27,6 +27,8 @@ from onnxruntime.quantization import (
 CALIBRATION_BATCH = 8
 INT8_MAX, FP8_MAX = 127.0, 448.0  # fp8 is E4M3 without infinities
 
+PRODUCTS = ["Conv", "Gemm", "MatMul"]
+
 FP8 = TensorProto.FLOAT8E4M3FN
 
 
@@ -50,20 +52,18 @@ def int8_graph(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.
     )
 
 
-def gpu_quantised_graph(
-    proto: onnx.ModelProto,
-    feeds: Mapping[str, np.ndarray],
-    kind: str,
-    keep: Collection[str] = (),
+def gpu_int8_graph(
+    proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray], keep: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """The float32 graph with symmetric Q/DQ pairs (no zero points), as TensorRT takes them.
+    """The float32 graph with symmetric int8 Q/DQ pairs (no zero points), as TensorRT takes them.
+
+    Weights are quantised per channel, activations per tensor.
 
     Args:
         proto, feeds: as for `int8_graph`.
-        kind: "int8" or "fp8" (E4M3); weights per channel, activations per tensor.
         keep: names of nodes that are not quantised.
     """
-    graph = _quantise(
+    return _quantise(
         proto,
         feeds,
         [name for name in quantised_nodes(proto) if name not in keep],
@@ -72,12 +72,42 @@ def gpu_quantised_graph(
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             # what follows a product reads float16 anyway: no second rounding
-            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Conv"],
+            "OpTypesToExcludeOutputQuantization": PRODUCTS,
         },
     )
-    if kind == "fp8":
-        _to_fp8(graph, proto)
-        onnx.checker.check_model(graph, full_check=True)
+
+
+def gpu_fp8_graph(int8: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProto:
+    """The pairs of a `gpu_int8_graph` in E4M3 over the same ranges; weights from the original.
+
+    ONNX Runtime's own float8 calibration keeps a histogram of every tensor and is no better: 0.9984
+    against 0.9987 (least cosine, random tiny query tower).
+    """
+    graph = onnx.ModelProto()
+    graph.CopyFrom(int8)
+    values = {tensor.name: tensor for tensor in graph.graph.initializer}
+    weights = {tensor.name: tensor for tensor in original.graph.initializer}
+    pairs = ("QuantizeLinear", "DequantizeLinear")
+    for node in (node for node in graph.graph.node if node.op_type in pairs):
+        name, scale_name, zero_name = node.input[:3]
+        scale, zero = values[scale_name], values[zero_name]
+        if zero.data_type != FP8:
+            _replace(zero, np.zeros(tuple(zero.dims), ml_dtypes.float8_e4m3fn))
+            _replace(scale, numpy_helper.to_array(scale) * np.float32(INT8_MAX / FP8_MAX))
+        stored = values.get(name)
+        if stored is not None and stored.data_type == TensorProto.INT8:
+            weight = numpy_helper.to_array(weights[name.removesuffix("_quantized")])
+            axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
+            shape = [1] * weight.ndim
+            steps = numpy_helper.to_array(scale)
+            if steps.ndim:
+                shape[axis] = -1
+            clipped = np.clip(weight / steps.reshape(shape), -FP8_MAX, FP8_MAX)
+            _replace(stored, clipped.astype(ml_dtypes.float8_e4m3fn))
+    for info in graph.graph.value_info:
+        if info.type.tensor_type.elem_type == TensorProto.INT8:
+            info.type.tensor_type.elem_type = FP8
+    onnx.checker.check_model(graph, full_check=True)
     return graph
 
 
@@ -104,6 +134,7 @@ def _quantise(
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 weight_type=QuantType.QInt8,
+                op_types_to_quantize=PRODUCTS,  # the ranges of other operators need not be measured
                 nodes_to_quantize=nodes,
                 extra_options={"QuantizeBias": False, **(extra or {})},  # TensorRT refuses int32
                 **options,
@@ -113,37 +144,6 @@ def _quantise(
         root.setLevel(level)
     onnx.checker.check_model(quantised, full_check=True)
     return quantised
-
-
-def _to_fp8(graph: onnx.ModelProto, original: onnx.ModelProto) -> None:
-    """Turn symmetric int8 pairs into E4M3 ones over the same ranges; weights from the original.
-
-    ONNX Runtime's own float8 calibration keeps a histogram of every tensor and is no better: 0.9984
-    against 0.9987 (least cosine, random tiny query tower).
-    """
-    values = {tensor.name: tensor for tensor in graph.graph.initializer}
-    weights = {tensor.name: tensor for tensor in original.graph.initializer}
-    pairs = ("QuantizeLinear", "DequantizeLinear")
-    for node in (node for node in graph.graph.node if node.op_type in pairs):
-        name, scale_name, zero_name = node.input[:3]
-        scale, zero = values[scale_name], values[zero_name]
-        if zero.data_type != FP8:
-            _replace(zero, np.zeros(tuple(zero.dims), ml_dtypes.float8_e4m3fn))
-            _replace(scale, numpy_helper.to_array(scale) * np.float32(INT8_MAX / FP8_MAX))
-        stored = values.get(name)
-        if stored is not None and stored.data_type == TensorProto.INT8:
-            weight = numpy_helper.to_array(weights[name.removesuffix("_quantized")])
-            axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
-            shape = [1] * weight.ndim
-            steps = numpy_helper.to_array(scale)
-            if steps.ndim:
-                shape[axis] = -1
-            scaled = weight / steps.reshape(shape)
-            clipped = np.clip(scaled, -FP8_MAX, FP8_MAX)
-            _replace(stored, clipped.astype(ml_dtypes.float8_e4m3fn))
-    for info in graph.graph.value_info:
-        if info.type.tensor_type.elem_type == TensorProto.INT8:
-            info.type.tensor_type.elem_type = FP8
 
 
 def _replace(tensor: TensorProto, values: np.ndarray) -> None:

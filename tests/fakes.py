@@ -17,6 +17,8 @@ SIZE, PATCH, DIM = 32, 8, 64
 class FakeBundle:
     """Looks like `tigerfg.bundle.Bundle`; a tokenizer that counts characters."""
 
+    gpu = None
+
     def __init__(self, name: str = "fake", fingerprint: str = "f" * 64) -> None:
         self.name, self.fingerprint = name, fingerprint
         self.path = Path("/nowhere") / name

@@ -3,12 +3,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import typer
@@ -344,17 +344,62 @@ def test_plural(count, noun, words):
     assert console.plural(count, noun) == words
 
 
-def test_export_passes_its_options_on(tmp_path, monkeypatch):
+def test_export_prints_its_report(tmp_path, small_bundle, monkeypatch):
     calls = []
-    fake = SimpleNamespace(
-        PRECISIONS=("fp32", "int8"), export_bundle=lambda *args, **kwargs: calls.append(args)
-    )
-    monkeypatch.setitem(sys.modules, "tigerfg.export", fake)
-    for flags in ([], ["--int8"]):
-        args = ["--ckpt", str(tmp_path), "--out", str(tmp_path / "b"), *flags]
-        result = CliRunner().invoke(export.app, args)
-        assert result.exit_code == 0, result.output
-    assert [call[2] for call in calls] == [("fp32", "int8"), ["int8"]]
+
+    def export_bundle(ckpt, out, precisions, **kwargs):
+        calls.append((precisions, kwargs["gpu"]))
+        shutil.copytree(small_bundle, out)
+
+    monkeypatch.setattr("tigerfg.export.export_bundle", export_bundle)
+    args = ["--ckpt", str(tmp_path), "--out", str(tmp_path / "b"), "--int8", "--engine", "cpu"]
+    result = CliRunner().invoke(export.app, args)
+    assert result.exit_code == 0, result.output
+    assert calls == [(("int8",), None)]
+    assert "parity with float32 PyTorch on 24 pictures of parity" in result.stdout
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert any(row[:3] == ["item", "onnx", "int8"] for row in rows)
+    assert f"bundle: {tmp_path / 'b'}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "engine", "sms", "cpu", "gpu"),
+    [
+        ((), "cpu", (), ("fp32", "int8"), None),
+        (("bf16",), "cpu", (), ("fp32",), None),
+        (("int8", "fp32"), "cpu", (), ("fp32", "int8"), None),
+        (("fp16",), "auto", (), ("fp32",), (("fp16",), "auto")),
+        ((), "auto", (89,), ("fp32", "int8"), (("fp16",), "auto")),
+        (("int8",), "tensorrt-rtx", (), ("fp32",), (("int8",), "tensorrt-rtx")),
+        (("fp8", "bf16"), "none", (), ("fp32",), (("fp8", "bf16"), "none")),
+    ],
+)
+def test_export_plan(asked, engine, sms, cpu, gpu):
+    pytest.importorskip("torch")
+    precisions, request = export._plan(asked, engine, sms, "1,2-32", 512, True)
+    assert precisions == cpu
+    assert (request and (request.precisions, request.engine)) == gpu
+    if request:
+        assert (request.sms, request.workspace) == (sms, 512 << 20)
+        assert [tuple(profile) for profile in request.profiles] == [(1, 1, 1), (2, 8, 32)]
+
+
+def test_export_refuses_what_it_cannot_do(tmp_path):
+    pytest.importorskip("torch")
+    base = ["--ckpt", str(tmp_path), "--out", str(tmp_path / "b")]
+
+    def refused(*args: str, says: str) -> None:
+        assert_one_line(CliRunner().invoke(export.app, [*base, *args]), 1, says)
+        assert not (tmp_path / "b").exists()
+
+    refused("--fp8", "--engine", "cpu", says="fp8 is for GPUs")
+    refused("--engine", "caffe", says="'caffe' is unknown")
+    refused("--fp16", "--profiles", "4-2", says="profiles")
+    refused("--fp16", "--engine", "none", says="has no config.json")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes.txt").write_text("keep me")
+    refused("--engine", "cpu", "--triton-repository", str(full), says="full")
 
 
 def test_export_without_checkpoint_is_one_line(tmp_path):

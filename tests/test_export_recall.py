@@ -11,7 +11,7 @@ from tigerfg.export.bundle import CALIBRATION
 from tigerfg.export.emulate import EmulatedRunner
 from tigerfg.export.parity import encode_in_batches, measure_recall
 from tigerfg.export.precision import typed_graph
-from tigerfg.export.quantize import gpu_quantised_graph
+from tigerfg.export.quantize import gpu_int8_graph
 from tigerfg.export.samples import load_samples
 
 PICTURES = 400
@@ -33,7 +33,7 @@ def graphs(tiny):
         feeds = getattr(calibration, tower)
         made[tower, "fp16"] = typed_graph(proto, "fp16")
         made[tower, "bf16"] = typed_graph(proto, "bf16")
-        made[tower, "int8"] = typed_graph(gpu_quantised_graph(proto, feeds, "int8"), "fp16")
+        made[tower, "int8"] = typed_graph(gpu_int8_graph(proto, feeds), "fp16")
     return made
 
 

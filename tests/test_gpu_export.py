@@ -161,17 +161,17 @@ def test_engines_are_built_into_the_bundle(checkpoint, parity_folder, tmp_path):
 
 def test_a_layer_that_loses_too_much_stays_finer(checkpoint, parity_folder, tmp_path, monkeypatch):
     """One layer with a hundredfold scale would sink int8; it is left out and named."""
-    original = gpu_module.gpu_quantised_graph
+    original = gpu_module.gpu_int8_graph
 
-    def spoiled(proto, feeds, kind, keep=()):
-        graph = original(proto, feeds, kind, keep)
+    def spoiled(proto, feeds, keep=()):
+        graph = original(proto, feeds, keep)
         for tensor in graph.graph.initializer:
             if tensor.name == "vision.stem.2.weight_scale":
                 values = onnx.numpy_helper.to_array(tensor) * 0.01
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         return graph
 
-    monkeypatch.setattr(gpu_module, "gpu_quantised_graph", spoiled)
+    monkeypatch.setattr(gpu_module, "gpu_int8_graph", spoiled)
     lines: list[str] = []
     request = GpuRequest(("int8",), "none", fused_tail=False)
     out = export_bundle(

@@ -14,7 +14,7 @@ from small_models import inputs
 from tigerfg.export.emulate import EmulatedRunner
 from tigerfg.export.layers import LayerError, compare_layers, format_layers
 from tigerfg.export.precision import typed_graph
-from tigerfg.export.quantize import gpu_quantised_graph
+from tigerfg.export.quantize import gpu_fp8_graph, gpu_int8_graph
 
 DOWN = "vision.model.model.layer.1.mlp.down_proj/MatMul"
 
@@ -62,7 +62,9 @@ def test_a_weight_beyond_float16_is_named_first_and_keeping_it_helps(largest, er
 def test_a_bad_scale_is_named_first(kind, factor):
     reference = graph("conv", "query")
     feeds = inputs(CONFIGS["conv"], "query", 8)
-    quantised = gpu_quantised_graph(reference, feeds, kind)
+    quantised = gpu_int8_graph(reference, feeds)
+    if kind == "fp8":
+        quantised = gpu_fp8_graph(quantised, reference)
     name = "vision.blocks.1.down/MatMul"
     makers = {node.output[0]: node for node in quantised.graph.node}
     product = next(node for node in quantised.graph.node if node.name == name)

@@ -19,7 +19,7 @@ from tigerfg.errors import EngineError, InputError
 from tigerfg.export.emulate import EmulatedRunner, emulated
 from tigerfg.export.fold import LARGEST, fold_constants
 from tigerfg.export.precision import DTYPES, element_types, typed_graph
-from tigerfg.export.quantize import gpu_quantised_graph
+from tigerfg.export.quantize import gpu_fp8_graph, gpu_int8_graph
 
 FLOAT = TensorProto.FLOAT
 TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -345,7 +345,8 @@ def test_typed_towers_lose_no_more_than_torch_does(config, tower, dtype):
 def quantised():
     """The small convolutional query tower by kind of quantisation, with its calibration inputs."""
     source, feeds = graph("conv", "query"), inputs(CONV, "query", 16)
-    return {kind: gpu_quantised_graph(source, feeds, kind) for kind in ("int8", "fp8")}, feeds
+    int8 = gpu_int8_graph(source, feeds)
+    return {"int8": int8, "fp8": gpu_fp8_graph(int8, source)}, feeds
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])

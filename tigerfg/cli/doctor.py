@@ -27,6 +27,9 @@ PACKAGES = (
     "faiss-cpu",
     "torch",
     "transformers",
+    "tensorrt",
+    "tensorrt-rtx",
+    "pycuda",
 )
 CUDA_NO_DEVICE = 100
 TOWERS = ("query", "item")
@@ -39,7 +42,7 @@ def command(model: options.Model = "tiny", threads: options.Threads = None) -> N
 
     _section("versions", versions())
     _section("processor", processor())
-    _section("gpu", [("cuda", cuda_state()), ("used", "no: no engine of this version runs there")])
+    _section("gpu", gpu())
     _section("engines", engines())
     try:
         bundle = Bundle.open(model)
@@ -74,6 +77,18 @@ def processor() -> Iterator[tuple[str, str]]:
     yield "threads", f"{thread_count(None)} usable of {os.cpu_count()}"
 
 
+def gpu() -> Iterator[tuple[str, str]]:
+    """The GPU and the library that would run engines on it."""
+    from tigerfg.engines.trt_library import find_builder
+    from tigerfg.errors import TigerfgError
+
+    yield "cuda", cuda_state()
+    try:
+        yield "tensorrt", str(find_builder())
+    except TigerfgError as error:
+        yield "tensorrt", f"none: {error}"
+
+
 def cuda_state() -> str:
     """Which NVIDIA GPU the driver offers, or why none; needs neither torch nor CUDA packages."""
     import ctypes
@@ -96,23 +111,29 @@ def cuda_state() -> str:
 def engines() -> Iterator[tuple[str, str]]:
     """Every engine and whether it can be used here."""
     from tigerfg.engines import ENGINES, available_engines
+    from tigerfg.engines.trt_library import NAMES, current_gpu
 
     available = available_engines()
     for name, package in ENGINES.items():
-        extra = "train" if name == "torch" else "cpu"
+        extra = {"torch": "train", "onnx": "cpu", "openvino": "cpu"}.get(name, name)
         missing = f"no: {package} is not installed (pip install 'tigerfg[{extra}]')"
-        yield name, "available" if name in available else missing
+        if name in available and name in NAMES and current_gpu() is None:
+            yield name, "installed, but there is no GPU here"
+        else:
+            yield name, "available" if name in available else missing
 
 
 def chosen_engines(bundle: Bundle, threads: int | None) -> Iterator[tuple[str, str]]:
     """The engine chosen for each tower beside the other candidates, as measured here."""
     from tigerfg.engines import choose
     from tigerfg.engines.cpu import thread_count
+    from tigerfg.engines.gpu import why_not
     from tigerfg.engines.select import cache_file
 
     count = thread_count(threads)
     yield "directory", str(bundle.path)
     yield "fingerprint", bundle.fingerprint[:16]
+    yield "on a GPU", why_not(bundle) or f"runs in {', '.join(bundle.gpu.precisions)}"
     for tower in TOWERS:
         choice = choose(bundle, tower, threads=count)
         for place, candidate in enumerate(choice.candidates):

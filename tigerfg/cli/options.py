@@ -13,9 +13,11 @@ Model = Annotated[
     str, typer.Option("--model", help="Model bundle: a directory, or the name of a shipped one.")
 ]
 Engine = Annotated[
-    str, typer.Option("--engine", help="auto, onnx, openvino or torch; auto takes the fastest.")
+    str, typer.Option("--engine", help="auto, tensorrt, tensorrt-rtx, onnx, openvino or torch.")
 ]
-Precision = Annotated[str, typer.Option("--precision", help="auto, fp32 or int8.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="auto, or what the bundle has: fp32, int8, fp16, ...")
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; all cores unless told.")
 ]

@@ -66,19 +66,23 @@ def gpu_engine(bundle: Bundle, precision: str) -> str | None:
     """
     if current_gpu() is None:
         return None
-    reason = None
-    installed = installed_builders()
-    if bundle.gpu is None:
-        reason = f"the bundle {bundle.name} has nothing for GPUs: export it with --fp16"
-    elif precision not in (*bundle.gpu.precisions, "auto"):
-        reason = f"{precision} was not exported for GPUs"
-    elif not installed:
-        reason = "no TensorRT is installed: pip install 'tigerfg[tensorrt-rtx]'"
-    elif not importlib.util.find_spec("pycuda"):
-        reason = "pycuda is not installed: pip install 'tigerfg[tensorrt-rtx]'"
+    reason = why_not(bundle, precision)
     if reason is None:
-        return installed[0]
+        return installed_builders()[0]
     _say_once(f"the GPU is not used: {reason}")
+    return None
+
+
+def why_not(bundle: Bundle, precision: str = "auto") -> str | None:
+    """Why a machine with a GPU would not run the bundle there; None if it would."""
+    if bundle.gpu is None:
+        return f"the bundle {bundle.name} has nothing for GPUs: export it with --fp16"
+    if precision not in (*bundle.gpu.precisions, "auto"):
+        return f"{precision} was not exported for GPUs"
+    if not installed_builders():
+        return "no TensorRT is installed: pip install 'tigerfg[tensorrt-rtx]'"
+    if not importlib.util.find_spec("pycuda"):
+        return "pycuda is not installed: pip install 'tigerfg[tensorrt-rtx]'"
     return None
 
 

@@ -1,0 +1,73 @@
+"""Whether an engine gives what the float32 model gives, on this machine: the worst of all sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tigerfg.engines.accuracy import THRESHOLDS, cosines
+from tigerfg.engines.base import INPUTS, Arrays
+from tigerfg.engines.trt_engine import BatchRange
+from tigerfg.errors import EngineError
+
+# How far the sum of a grounding map, one in float32, may be off: 200 weights of float16's precision
+# are off by 1e-3 together at most.
+MAP_SUM = 1e-2
+
+
+def prove(
+    run: Callable[[Arrays], Arrays],
+    tower: str,
+    precision: str,
+    ranges: Sequence[BatchRange],
+    check: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """Run the bundle's check pictures, repeated to the smallest and a middle batch of each range.
+
+    Args:
+        run: the engine, inputs to outputs by name.
+        check: what `GpuPart.check` gives.
+
+    Returns:
+        batches, cosine_min and cosine_mean of the embeddings with the float32 model's, and for
+        items map_cosine_min.
+
+    Raises:
+        EngineError: the worst cosine is below the precision's threshold, or a map is none.
+    """
+    given = {name: check[f"{tower}_{name}"] for name in INPUTS[tower]}
+    given["pixels"] = given["pixels"].astype(np.float32)
+    count = len(given["pixels"])
+    batches = sorted({n for r in ranges for n in (r.smallest, (r.smallest + r.largest) // 2)})
+    found, maps = [], []
+    for batch in batches:
+        rows = np.arange(batch) % count
+        outputs = run({name: np.ascontiguousarray(value[rows]) for name, value in given.items()})
+        found.append(cosines(outputs["embedding"], check[f"{tower}_embedding"][rows]))
+        worst, threshold = float(found[-1].min()), THRESHOLDS[precision]
+        if not worst >= threshold:  # also what is no number
+            raise EngineError(
+                f"refused: the {tower} {precision} engine's worst cosine with the float32 model "
+                f"is {worst:.5f} at batch {batch}, {threshold} is needed; use another precision"
+            )
+        if tower == "item":
+            sums = outputs["grounding_map"].sum(axis=1, dtype=np.float64)
+            if not np.abs(sums - 1).max() <= MAP_SUM:
+                raise EngineError(
+                    f"refused: a grounding map of the item {precision} engine sums to "
+                    f"{sums[np.abs(sums - 1).argmax()]:.4f} at batch {batch}, not to 1; use "
+                    "another precision"
+                )
+            expected = check["item_grounding_map"][rows]
+            maps.append(cosines(outputs["grounding_map"], expected))
+    every = np.concatenate(found)
+    parity = {
+        "batches": batches,
+        "cosine_min": round(float(every.min()), 6),
+        "cosine_mean": round(float(every.mean()), 6),
+    }
+    if maps:
+        parity["map_cosine_min"] = round(float(np.concatenate(maps).min()), 6)
+    return parity
