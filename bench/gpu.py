@@ -1,11 +1,12 @@
 """Everything that needs a GPU, in one command of less than ten minutes; results in $RESULTS_DIR.
 
-`python bench/gpu.py [--minutes 9.3] [--steps tests sanitizer benchmarks tune] [--resume]`
+`python bench/gpu.py [--minutes 9.3] [--steps tests sanitizer benchmarks engines tune] [--resume]`
 
 A step that fails or runs out of time is reported at the end and keeps no other from running. The
 benchmarks take what time is left; compiling torch's forms takes most of it, and what was cut off
 follows with `--steps benchmarks --resume`, which measures ours again and only those peers that
-kernels.json in $RESULTS_DIR does not have.
+kernels.json in $RESULTS_DIR does not have. Engines want calls of their own, `--steps engines`, then
+with --resume until nothing is missing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
-STEPS = ("tests", "sanitizer", "benchmarks", "tune")
+STEPS = ("tests", "sanitizer", "benchmarks", "tune", "engines")
 SANITIZER_ENV = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 GRACE = 20  # seconds between asking a step to end and ending it
 SHORTEST = 5  # seconds that a step is started for
@@ -75,6 +76,9 @@ def steps(chosen: list[str], folder: Path, resume: bool) -> Iterator[Step]:
         only = ["bench/test_kernels.py", "--benchmark-only"]
         known = measured_peers(folder) if resume else []
         yield Step("benchmarks", [*pytest, *only, *(f"--deselect={test}" for test in known)], None)
+    if "engines" in chosen:
+        command = [sys.executable, str(HERE / "engine_bench.py"), *(["--resume"] if resume else [])]
+        yield Step("engines", command, None)
 
 
 def measured_peers(folder: Path) -> list[str]:
@@ -124,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=9.3, help="for everything together")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS[:3]))
-    parser.add_argument("--resume", action="store_true", help="leave out peers measured before")
+    parser.add_argument("--resume", action="store_true", help="leave out what was measured before")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("torch sees no CUDA device: nothing here can be tested or measured without one")
@@ -142,6 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
     (folder / "gpu.json").write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
     if "benchmarks" in options.steps and (folder / "kernels.json").exists():
         subprocess.run([sys.executable, str(HERE / "kernel_report.py"), str(folder)], check=False)
+    if "engines" in options.steps and (folder / "engines.json").exists():
+        subprocess.run([sys.executable, str(HERE / "engine_report.py"), str(folder)], check=False)
     for outcome in outcomes:
         print(f"{outcome.name:<28} {outcome.result} ({outcome.seconds} s)")
     print(f"log: {log}")

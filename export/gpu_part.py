@@ -68,7 +68,9 @@ class GpuPartWriter:
         self.entry["check"] = self._save("check.npz", check_arrays(self._model, samples))
         fused = tuple(name for name, cut in self._cuts.items() if cut == "backbone")
         if fused:
-            index, files = tail_kernels(self._folder, self._model, fused, self._sms, self._say)
+            index, files = tail_kernels(
+                self._folder, self._model, fused, self.request.sms, self._say
+            )
             self.entry["kernels"] = {
                 "index": record(index),
                 "files": {name: record(file) for name, file in files.items()},

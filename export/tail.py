@@ -99,18 +99,18 @@ def unserved(model: TigerFG, dtype: str, sms: tuple[int, ...]) -> str | None:
 def tail_kernels(
     folder: Path, model: TigerFG, precisions: tuple[str, ...], sms: tuple[int, ...], say: Progress
 ) -> tuple[Path, dict[str, Path]]:
-    """Compile the tails' kernels into a bundle folder for the GPUs of `sms`, or all if there are
-    none: the index's file, and the cubins by the names that the index has for them.
+    """Compile the tails' kernels into a bundle folder for the GPUs of `sms`, or all that they
+    serve if there are none: the index's file, and the cubins by the names that the index has.
 
     Compiled in a process of its own: this one may run Triton's interpreter.
     """
-    archs = _architectures(sms)
     index: list[dict[str, Any]] = []
     files: dict[str, Path] = {}
     for dtype in sorted({DTYPES[name] for name in precisions}):
+        kernels = ModelKernels(dtype=dtype, **model_shape(model)._asdict())
+        archs = [arch for arch in _architectures(sms) if kernels.unserved(arch) is None]
         say(f"fused tail: compiling {dtype} kernels for sm {', '.join(map(str, archs))}")
         with tempfile.TemporaryDirectory(dir=folder) as temp:
-            kernels = ModelKernels(dtype=dtype, **model_shape(model)._asdict())
             _compile(Path(temp), kernels, archs)
             for entry in json.loads((Path(temp) / "index.json").read_bytes())["kernels"]:
                 cubin = folder / f"{entry['name']}.sm_{entry['arch']}.cubin"

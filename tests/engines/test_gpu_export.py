@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -9,17 +10,20 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from small_models import CONV, build, tokenizer_file
+from cuda_fakes import engine_content, pretended_cuda, trt_module
+from small_models import CONV, build, inputs, tokenizer_file
 
 import tigerfg.export.gpu as gpu_module
 from tigerfg.bundle import Bundle
-from tigerfg.engines import sidecar
+from tigerfg.engines import sidecar, tensorrt, trt_files
 from tigerfg.engines.accuracy import THRESHOLDS, cosines
 from tigerfg.engines.builder import Profile
 from tigerfg.engines.onnx import OnnxRunner
-from tigerfg.engines.trt_library import current_gpu
+from tigerfg.engines.tensorrt import TensorRtRunner
+from tigerfg.engines.trt_library import Builder, current_gpu
 from tigerfg.errors import BundleError, EngineError, InputError
 from tigerfg.export import GpuRequest, export_bundle
+from tigerfg.kernels.model_kernels import ModelKernels
 from tigerfg.model import save_checkpoint
 from tigerfg.model.config import GroundingConfig, VisionConfig
 
@@ -192,3 +196,55 @@ def test_a_tower_that_cannot_be_saved_is_refused_with_its_worst_layers(
             gpu=GpuRequest(("fp8",), "none", fused_tail=False),
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exported_bundle_runs(bundle, monkeypatch, tmp_path):
+    """From the exported files alone, on a pretended GPU, up to the stored float32 results."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kernels = ModelKernels("fp16", **bundle.gpu.shape._asdict())
+    entries = [entry for entry in bundle.gpu.kernels() if "_fp16_" in entry["name"]]
+    for entry in entries:  # the pretended device knows a kernel by its name, not by its code
+        entry["path"] = tmp_path / entry["name"]
+        entry["path"].write_text(entry["name"])
+    monkeypatch.setattr(type(bundle.gpu), "kernels", lambda part: entries)
+    with pretended_cuda(monkeypatch) as device:
+        for operator in ("grounding", "tail", "pooling"):
+            named = {variant.name: variant for variant in kernels.variants(operator, 89)}
+            device.variants.update(named)
+        library = Builder("tensorrt-rtx", "1.7.1", trt_module(device))
+        monkeypatch.setattr(tensorrt, "find_builder", lambda name: library)
+        monkeypatch.setattr(trt_files, "build_engine", pretended_build)
+        for tower in ("query", "item"):
+            with TensorRtRunner(bundle, tower, "fp16") as runner:  # proves itself first
+                feeds = inputs(SERVED, tower, 5)
+                found = runner.run(feeds)
+            wanted = OnnxRunner(bundle.onnx(tower, "fp32"), tower, "fp32", 1).run(feeds)
+            assert cosines(found["embedding"], wanted["embedding"]).min() > THRESHOLDS["fp16"]
+            if tower == "item":
+                gap = np.abs(found["grounding_map"] - wanted["grounding_map"]).sum(axis=1)
+                assert gap.max() < 0.01
+    assert len(list((tmp_path / "cache").rglob("*.engine"))) == 2
+
+
+def pretended_build(graph, out, **options):
+    """An engine of the pretended library: it runs the graph in ONNX Runtime."""
+    content = engine_content(graph, ((1, 1, 1), (2, 4, 8)), options["max_text_length"], "HALF")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(content)
+    made = sidecar.Sidecar(
+        builder=options["builder"].name,
+        version=options["builder"].version,
+        sms=(89,),
+        driver=None,
+        profiles=((1, 1, 1), (2, 4, 8)),
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        seconds=0.1,
+        workspace=None,
+        **{
+            name: options[name]
+            for name in ("onnx_sha256", "tower", "precision", "cut", "max_text_length")
+        },
+    )
+    sidecar.write(out, made)
+    return made
