@@ -6,7 +6,7 @@ RESULTS_DIR ?= bench/results
 # setuptools warns about every editable install with mapped packages: not the user's business
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench gpu bundle clean
+.PHONY: demo test lint bench engines gpu bundle clean
 
 # What serving needs: no torch.
 $(VENV)/.cpu: pyproject.toml
@@ -25,7 +25,8 @@ demo: $(VENV)/.cpu  ## render a catalogue, index it, search it, draw the result
 	$(BIN)/tigerfg demo --out demo
 
 test: $(VENV)/.dev  ## all tests that need no GPU
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m pytest tests --ignore=tests/kernels -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -34,6 +35,9 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev  ## CPU benchmarks, ten minutes
 	RESULTS_DIR=$(RESULTS_DIR) $(BIN)/python -m pytest bench --benchmark-only
 
+engines: $(VENV)/.dev  ## build every engine of tiny and base for sm 80, 89 and 120: times and sizes
+	RESULTS_DIR=$(RESULTS_DIR) $(BIN)/python bench/build_engines.py
+
 gpu:  ## on a machine with a GPU and its own torch: tests, compute-sanitizer, benchmarks (ten minutes)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	RESULTS_DIR=$(RESULTS_DIR) $(PYTHON) bench/gpu.py
@@ -41,7 +45,7 @@ gpu:  ## on a machine with a GPU and its own torch: tests, compute-sanitizer, be
 PHOTOS ?= ../shared/data/grocery
 bundle: $(VENV)/.dev  ## train the shipped tiny model from nothing and export it (90 minutes)
 	$(BIN)/tigerfg train --preset tiny --data $(PHOTOS) --out runs/tiny
-	$(BIN)/tigerfg-export --ckpt runs/tiny/checkpoint --out tigerfg/bundles/tiny
+	$(BIN)/tigerfg-export --ckpt runs/tiny/checkpoint --out tigerfg/bundles/tiny --engine none
 
 clean:
 	rm -rf $(VENV) demo build .pytest_cache .ruff_cache

@@ -28,6 +28,7 @@ DTYPES = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "fp16", "fp8":
 # so many rounds, each with the worst quarter of those left.
 FALL_BACK_ROUNDS, FALL_BACK_SAMPLES = 4, 8
 
+FIRST_FP8 = 89  # compute capability
 _TAIL_READS = {"patches", "queries", "text"}
 
 Progress = Callable[[str], None]
@@ -69,6 +70,11 @@ class GpuRequest:
             raise InputError(f"precision: none given; choose {', '.join(PRECISIONS)}")
         if self.engine not in GPU_ENGINES:
             raise InputError(f"engine: {self.engine!r} is unknown; choose {', '.join(GPU_ENGINES)}")
+        if "fp8" in self.precisions and (old := [sm for sm in self.sms if sm < FIRST_FP8]):
+            raise InputError(
+                f"sm: {old[0]} has no float8 products, {FIRST_FP8} is the first that has: leave it "
+                "or --fp8 out"
+            )
         if self.engine == "none":
             return None
         builder = find_builder(self.engine)
@@ -110,6 +116,7 @@ class GpuGraphs:
             if "backbone" in protos:
                 backbone = self._typed(protos["backbone"], tower, "backbone", precision, kept)
                 self.graphs[tower, precision, "backbone"] = backbone
+        self._calibrated.clear()
 
     def _accurate(
         self, tower: str, proto: onnx.ModelProto, precision: str

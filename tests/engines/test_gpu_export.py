@@ -141,6 +141,7 @@ def test_refusals_come_before_any_work(checkpoint, tmp_path):
     refused("'fp12' is unknown", InputError, precisions=("fp12",))
     refused("none given", InputError, precisions=())
     refused("'caffe' is unknown", InputError, engine="caffe")
+    refused("sm: 80 has no float8", InputError, precisions=("fp16", "fp8"), sms=(89, 80))
     pytest.importorskip("tensorrt_rtx")
     refused("no GPU here.*--sm 89.*--engine none", EngineError, engine="tensorrt-rtx")
 
