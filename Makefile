@@ -40,7 +40,7 @@ engines: $(VENV)/.dev  ## build every engine of tiny and base for sm 80, 89 and 
 
 gpu:  ## on a machine with a GPU and its own torch: tests, compute-sanitizer, benchmarks (ten minutes)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	RESULTS_DIR=$(RESULTS_DIR) $(PYTHON) bench/gpu.py
+	RESULTS_DIR=$(RESULTS_DIR) $(PYTHON) bench/gpu.py $(if $(STEPS),--steps $(STEPS))
 
 PHOTOS ?= ../shared/data/grocery
 bundle: $(VENV)/.dev  ## train the shipped tiny model from nothing and export it (90 minutes)
