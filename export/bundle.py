@@ -87,7 +87,8 @@ def export_bundle(
             publish(staged, out, Path(temp) / "old")
     except OSError as error:
         raise TigerfgError(
-            f"export: cannot write {out}: {error.strerror or error}; nothing was changed"
+            f"export: cannot write {error.filename or out}: {error.strerror or error}; nothing was "
+            "changed"
         ) from error
     return out
 
@@ -104,10 +105,24 @@ def _check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
 
 def _check_target(out: Path) -> None:
     if out.is_dir():
-        if any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
+        if any(out.iterdir()) and not _is_bundle(out):
             raise InputError(f"out: {out} exists and is no bundle; choose another directory")
+        if out.is_mount() or out.resolve() == Path.cwd():
+            raise InputError(
+                f"out: {out} cannot be replaced (a mount point or the current directory); choose "
+                "a directory inside it"
+            )
     elif out.exists() or out.is_symlink():
         raise InputError(f"out: {out} is no directory; choose another path")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder has a manifest of ours; others keep a manifest.json too."""
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"format", "fingerprint", "towers"} <= content.keys()
 
 
 def _fill(
@@ -119,8 +134,8 @@ def _fill(
     part: GpuPartWriter | None,
     say: Progress,
 ) -> None:
-    total = len(samples.query["pixels"])
-    calibration, held_out = samples.split(min(CALIBRATION, total // 3))
+    total = min(len(samples.query["pixels"]), len(samples.item["pixels"]))
+    calibration, held_out = samples.split(max(1, min(CALIBRATION, total // 3)))
     graphs: dict[str, onnx.ModelProto] = {}
     typed = GpuGraphs(model, calibration, say) if part else None
     for tower in TOWERS:

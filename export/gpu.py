@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from tigerfg.engines.accuracy import THRESHOLDS, cosines
-from tigerfg.engines.builder import PROFILES, Profile
+from tigerfg.engines.builder import PROFILES, Profile, targets_of
 from tigerfg.engines.trt_library import Builder, current_gpu, find_builder
 from tigerfg.errors import EngineError, InputError
 from tigerfg.export.emulate import EmulatedRunner
@@ -19,6 +19,7 @@ from tigerfg.export.precision import typed_graph
 from tigerfg.export.quantize import gpu_fp8_graph, gpu_int8_graph, quantised_nodes
 from tigerfg.export.samples import Samples
 from tigerfg.gpu_bundle import PRECISIONS
+from tigerfg.kernels.tuning import ARCHITECTURES
 from tigerfg.model import TigerFG
 
 GPU_ENGINES = ("auto", "tensorrt", "tensorrt-rtx", "none")
@@ -59,9 +60,9 @@ class GpuRequest:
         """The builder of the engines; None for "none". Refuses what cannot be built here.
 
         Raises:
-            InputError: an unknown precision or engine, or none.
+            InputError: an unknown precision, engine or compute capability, or none.
             MissingExtraError: no builder is installed.
-            EngineError: no GPU here and no `sms` given.
+            EngineError: no GPU here and no `sms` given, or some that the builder cannot build for.
         """
         for name in self.precisions:
             if name not in PRECISIONS:
@@ -76,9 +77,14 @@ class GpuRequest:
                 "or --fp8 out"
             )
         if self.engine == "none":
+            known = ", ".join(map(str, ARCHITECTURES))
+            if unknown := [sm for sm in self.sms if sm not in ARCHITECTURES]:
+                raise InputError(f"sm: {unknown[0]} is none that kernels exist for: {known}")
             return None
         builder = find_builder(self.engine)
-        if not self.sms and current_gpu() is None:
+        if self.sms:
+            targets_of(builder, self.sms, current_gpu())
+        elif current_gpu() is None:
             raise EngineError(
                 "no GPU here: say which GPUs the engines are for (--sm 89), or --engine none to "
                 "export graphs only and let every machine build its own engines"
@@ -152,7 +158,7 @@ class GpuGraphs:
         if precision in ("int8", "fp8"):
             int8 = self._int8(proto, tower, cut, kept)
             proto = int8 if precision == "int8" else gpu_fp8_graph(int8, proto)
-            kept = []
+            kept = self.kept.get((tower, "fp16"), [])  # what float16 cannot hold
         if precision == "fp32":
             return proto
         return typed_graph(proto, DTYPES[precision], low_outputs=low, keep=kept)

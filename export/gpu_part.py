@@ -39,10 +39,15 @@ class GpuPartWriter:
         say: Callable[[str], None],
     ) -> None:
         self.request = request
-        self.entry: dict[str, Any] = {"shape": model_shape(model)._asdict(), "graphs": {}}
+        self.entry: dict[str, Any] = {
+            "shape": model_shape(model)._asdict(),
+            "profiles": request.profiles,
+            "workspace": request.workspace,
+            "graphs": {},
+        }
         self._folder, self._model, self._builder, self._say = folder, model, builder, say
         gpu = current_gpu()
-        self._sms = request.sms or ((gpu.sm,) if gpu else ())
+        self._sms = tuple(sorted(set(request.sms))) or ((gpu.sm,) if gpu else ())
         self._cuts = {name: self._cut(name) for name in request.precisions}
 
     def cuts(self) -> dict[str, str]:
@@ -131,7 +136,7 @@ class GpuPartWriter:
                     runner.close()
             for engine in self.entry["engines"]:
                 if engine["precision"] == precision:
-                    engine["parity"] = runners[engine["tower"]].version
+                    engine["parity"] = f"run with {runners[engine['tower']].version}"
 
     def _cut(self, precision: str) -> str:
         if not self.request.fused_tail:

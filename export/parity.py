@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tigerfg.engines.accuracy import THRESHOLDS, cosines
+from tigerfg.engines.accuracy import MAP_DISTANCES, THRESHOLDS, cosines
 from tigerfg.engines.base import INPUTS, Arrays
 from tigerfg.errors import EngineError
 from tigerfg.export.samples import Samples
@@ -95,13 +95,21 @@ def measure(
     if tower == "item":
         gap = np.abs(found["grounding_map"] - wanted["grounding_map"]).sum(axis=1) / 2
         result["map_distance"] = float(gap.mean())
-    result["cosine_min"] = min(entry["cosine_min"] for entry in spreads.values())
+    # not Python's min, which passes over NaN
+    result["cosine_min"] = float(np.min([entry["cosine_min"] for entry in spreads.values()]))
     return {**_round(result), "batches": spreads}, found
 
 
 def check(tower: str, precision: str, result: Mapping[str, Any]) -> None:
-    """EngineError that names tower, precision and value if the parity is below its threshold."""
+    """EngineError that names tower, precision and value if cosine or map miss their threshold."""
     threshold = THRESHOLDS[precision]
+    distance, most = result.get("map_distance", 0.0), MAP_DISTANCES[precision]
+    if not distance <= most:
+        raise EngineError(
+            f"parity: the grounding maps of the {tower} tower in {precision} are {distance:.3f} "
+            f"from the float32 model's, {most} is allowed; nothing was written: leave this "
+            "precision out or calibrate on your own pictures (parity data)"
+        )
     if not result["cosine_min"] >= threshold:  # NaN fails too
         worst = min(result["batches"], key=lambda batch: result["batches"][batch]["cosine_min"])
         raise EngineError(

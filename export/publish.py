@@ -19,7 +19,7 @@ def publish(staged: Path, out: Path, old: Path) -> None:
         os.rename(out, old)
     try:
         os.rename(staged, out)
-    except OSError:
+    except BaseException:  # Ctrl-C too: the temporary folder, and the old one in it, goes
         if replaced:
             os.rename(old, out)
         raise

@@ -97,7 +97,7 @@ def gpu_fp8_graph(int8: onnx.ModelProto, original: onnx.ModelProto) -> onnx.Mode
         stored = values.get(name)
         if stored is not None and stored.data_type == TensorProto.INT8:
             weight = numpy_helper.to_array(weights[name.removesuffix("_quantized")])
-            axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
+            axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1)
             shape = [1] * weight.ndim
             steps = numpy_helper.to_array(scale)
             if steps.ndim:

@@ -133,7 +133,9 @@ class Report:
             entries.setdefault(tower, {})[precision] = {**notes.get(tower, {}), **result}
         recall = measure_recall(self._samples, self._expected, found)
         check_recall(precision, recall)
-        if recall is not None:
+        if recall is None:
+            self._say(f"Recall@1 {precision} ({runtime}): no query's item is among the pictures")
+        else:
             self.entries.setdefault("recall_at_1", {})[f"{runtime} {precision}"] = recall
 
     def _shapes(self) -> TowerShapes:

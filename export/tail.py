@@ -28,6 +28,7 @@ from tigerfg.kernels.model_kernels import ModelKernels
 from tigerfg.kernels.tuning import ARCHITECTURES
 from tigerfg.model import TigerFG
 
+FIRST_EXACT = 90
 CHECKED = 8  # pictures that a machine checks an engine with before its first use
 
 Progress = Callable[[str], None]
@@ -127,8 +128,12 @@ def _architectures(sms: tuple[int, ...]) -> list[int]:
 
 
 def architecture(sm: int) -> int | None:
-    """The architecture whose code runs on a compute capability; None if there is none."""
-    fitting = [arch for arch in ARCHITECTURES if arch // 10 == sm // 10 and arch <= sm]
+    """The architecture whose code runs on a compute capability; None if there is none.
+
+    Code of the "a" targets, from 9.0 on, runs on that compute capability alone.
+    """
+    same = [arch for arch in ARCHITECTURES if arch // 10 == sm // 10]
+    fitting = [arch for arch in same if arch == sm or (arch <= sm and arch < FIRST_EXACT)]
     return max(fitting, default=None)
 
 

@@ -376,7 +376,8 @@ def test_export_prints_its_report(tmp_path, small_bundle, monkeypatch):
 )
 def test_export_plan(asked, engine, sms, cpu, gpu):
     pytest.importorskip("torch")
-    precisions, request = export._plan(asked, engine, sms, "1,2-32", 512, True)
+    workspace = 512 if gpu else None
+    precisions, request = export._plan(asked, engine, sms, "1,2-32", workspace, True)
     assert precisions == cpu
     assert (request and (request.precisions, request.engine)) == gpu
     if request:
@@ -396,6 +397,10 @@ def test_export_refuses_what_it_cannot_do(tmp_path):
     refused("--engine", "caffe", says="'caffe' is unknown")
     refused("--fp16", "--profiles", "4-2", says="profiles")
     refused("--fp16", "--engine", "none", says="has no config.json")
+    refused("--engine", "cpu", "--sm", "89", says="cpu takes no --sm")
+    refused("--engine", "cpu", "--profiles", "x", says="profiles")
+    pytest.importorskip("tritonclient")
+    refused("--engine", "cpu", "--triton-repository", str(tmp_path / "b" / "t"), says="the bundle")
     full = tmp_path / "full"
     full.mkdir()
     (full / "notes.txt").write_text("keep me")

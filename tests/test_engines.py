@@ -13,8 +13,10 @@ from small_models import CONV, inputs
 
 from tigerfg.bundle import Bundle
 from tigerfg.engines import available_engines, choose, open_engine, select
+from tigerfg.engines import gpu as gpu_module
 from tigerfg.engines.cpu import Cpu, cpu, thread_count
 from tigerfg.engines.openvino import BLOCK, _blocks
+from tigerfg.engines.trt_library import Builder, Gpu
 from tigerfg.errors import EngineError, InputError, MissingExtraError
 
 # float32 sums in another order: some 1e-7 per operation, norm-1 outputs, about 30 layers
@@ -302,3 +304,63 @@ def test_threads_and_cpu():
     assert thread_count(3) == 3
     assert thread_count(None) >= 1
     assert cpu().model
+
+
+@pytest.mark.skipif("openvino" not in CPU_ENGINES, reason="openvino is not installed")
+def test_ctrl_c_after_openvino_is_no_crash(small_bundle):
+    """OpenVINO's plugins, unloaded with its last core, took the process with them."""
+    script = f"""
+import gc, signal
+from tigerfg.engines import open_engine
+from tigerfg.engines.select import probe
+from tigerfg.bundle import Bundle
+bundle = Bundle.open({str(small_bundle)!r})
+engine = open_engine(bundle, "openvino", "fp32", 1)
+engine.encode_queries(**probe(bundle, "query"))
+engine.close()
+del engine
+gc.collect()
+def interrupted():
+    signal.raise_signal(signal.SIGINT)
+    return [name for name in dir(signal)]
+try:
+    interrupted()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+@pytest.fixture
+def with_gpu(monkeypatch):
+    """A machine with a GPU, as far as the choice of an engine goes; what was logged."""
+    gpu_module._say_once.cache_clear()
+    monkeypatch.setattr(gpu_module, "current_gpu", lambda: Gpu(89, "CUDA 13.0", None))
+
+
+def test_a_gpu_that_is_not_used_is_said_once(with_gpu, small_bundle, caplog):
+    for _ in range(2):
+        engine = open_engine(small_bundle, "auto", "fp32", 1)
+        assert engine._towers.device == "cpu"
+    assert [record.message for record in caplog.records] == [
+        "the GPU is not used: the bundle small has nothing for GPUs: export it with --fp16"
+    ]
+
+
+def test_auto_takes_the_gpu_where_all_is_there(with_gpu, monkeypatch, caplog):
+    monkeypatch.setattr(gpu_module, "find_builder", lambda: Builder("tensorrt-rtx", "1", None))
+    monkeypatch.setattr(gpu_module.importlib.util, "find_spec", lambda name: object())
+    engine = open_engine("tiny")
+    assert (engine._towers.device, caplog.records) == ("cuda", [])
+    with pytest.raises(EngineError, match=r"'int8' was not exported for GPUs; the bundle has fp16"):
+        open_engine("tiny", "tensorrt-rtx", "int8")
+
+
+def test_a_broken_tensorrt_is_a_reason(with_gpu, monkeypatch, caplog):
+    def broken():
+        raise EngineError("tensorrt is installed but only as a stub")
+
+    monkeypatch.setattr(gpu_module, "find_builder", broken)
+    assert open_engine("tiny", "auto", "auto", 1)._towers.device == "cpu"
+    assert "the GPU is not used: tensorrt is installed but only as a stub" in caplog.text

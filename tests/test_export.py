@@ -21,8 +21,9 @@ from tigerfg.engines.onnx import OnnxRunner
 from tigerfg.errors import EngineError, InputError, TigerfgError
 from tigerfg.export import export_bundle
 from tigerfg.export.graph import node_report, tower_graph
-from tigerfg.export.parity import check, encode_in_batches
+from tigerfg.export.parity import check, encode_in_batches, measure
 from tigerfg.export.quantize import quantised_nodes
+from tigerfg.export.samples import Samples
 from tigerfg.export.tail import backbone_encoder
 from tigerfg.export.weights import WEIGHTS, write_models
 from tigerfg.model import save_checkpoint
@@ -286,6 +287,37 @@ def test_parity_check_names_tower_precision_and_batch():
     with pytest.raises(EngineError, match="nan"):
         check("item", "int8", {"cosine_min": float("nan"), "batches": batches})
     check("item", "int8", {"cosine_min": 0.99, "batches": batches})
+
+
+def test_nan_in_the_last_batch_alone_fails():
+    feeds = {"pixels": np.ones((20, 1, 1, 1), np.float32)}
+    samples = Samples(feeds, feeds, (frozenset(),) * 20, ("x",) * 20, "")
+    expected = {tower: {"embedding": np.eye(20, 8, dtype=np.float32) + 1} for tower in INPUTS}
+
+    def encode(rows):
+        found = expected["query"]["embedding"][: len(rows["pixels"])].copy()
+        if len(found) > 3:
+            found[-1] = np.nan
+        return {"embedding": found}
+
+    result, _ = measure(encode, "query", samples, expected, {1: 1, 16: 20})
+    with pytest.raises(EngineError, match="nan"):
+        check("query", "fp32", result)
+
+
+def test_a_map_that_is_off_fails():
+    batches = {"1": {"cosine_min": 1.0}}
+    for distance in (0.06, float("nan")):
+        with pytest.raises(EngineError, match=r"grounding maps of the item tower in int8"):
+            check("item", "int8", {"cosine_min": 1.0, "map_distance": distance, "batches": batches})
+
+
+def test_a_folder_with_a_manifest_of_its_own_is_no_bundle(small_checkpoint, tmp_path):
+    app = tmp_path / "webapp"
+    app.mkdir()
+    (app / "manifest.json").write_text('{"name": "my pwa"}')
+    refused("no bundle", small_checkpoint, app)
+    assert (app / "manifest.json").is_file()
 
 
 def test_batches_cover_everything_once_with_their_own_text_length():

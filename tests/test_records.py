@@ -102,7 +102,7 @@ def test_extra_cannot_hide_a_field():
         ({"attributes": "red"}, "attributes is a string, not an object"),
         ({"attributes": {"x": float("nan")}}, "attributes is not JSON"),
         ({"attributes": {"x": {1, 2}}}, "attributes is not JSON"),
-        ({"when": {"x": object()}}, "when is not JSON"),
+        ({"when": {"x": object}}, "when is not JSON"),
         ({"target_box": [0, 0, 5]}, "target_box [0, 0, 5] is not four numbers".replace("[", "(")),
         ({"target_box": "0 0 5 5"}, "target_box '0 0 5 5' is not four numbers"),
         ({"target_box": [5, 0, 0, 5]}, "target_box (5, 0, 0, 5) is inverted or empty"),

@@ -33,7 +33,13 @@ class GpuShape(NamedTuple):
 
 
 class GpuPart:
-    """What manifest.json holds under "gpu", read-only; made by `Bundle.gpu`."""
+    """What manifest.json holds under "gpu", read-only; made by `Bundle.gpu`.
+
+    Attributes:
+        shape: sizes that the tail kernels are launched with.
+        profiles: (smallest, best, largest) batch of every optimisation profile of its engines.
+        workspace: bytes that building an engine may use on the device; None for no limit.
+    """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self._path = path
@@ -41,6 +47,8 @@ class GpuPart:
         self._part: Mapping[str, Any] = manifest["gpu"]
         try:
             self.shape = GpuShape(**self._part["shape"])
+            self.profiles = tuple(map(tuple, self._part["profiles"]))
+            self.workspace: int | None = self._part["workspace"]
         except TypeError as error:
             raise BundleError(f"{path}: gpu.shape of the manifest: {error}") from error
 

@@ -71,6 +71,8 @@ class Part:
     pool: str
     archs: tuple[int, ...] = (80, 89, 90)
     precisions: tuple[str, ...] = ("fp32", "fp16", "bf16")
+    profiles: Any = PROFILES
+    workspace: int | None = None
     with_cuts: tuple[str, ...] = ("tower", "backbone")
     with_engines: list[Path] = field(default_factory=list)
     variants: dict[str, Any] = field(default_factory=dict)

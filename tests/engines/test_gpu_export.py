@@ -17,7 +17,7 @@ import tigerfg.export.gpu as gpu_module
 from tigerfg.bundle import Bundle
 from tigerfg.engines import sidecar, tensorrt, trt_files
 from tigerfg.engines.accuracy import THRESHOLDS, cosines
-from tigerfg.engines.builder import Profile
+from tigerfg.engines.builder import PROFILES, Profile
 from tigerfg.engines.onnx import OnnxRunner
 from tigerfg.engines.tensorrt import TensorRtRunner
 from tigerfg.engines.trt_library import Builder, current_gpu
@@ -76,6 +76,7 @@ def test_bundle_has_every_file_and_verifies(bundle):
     }
     assert all(entry["path"].is_file() and entry["arch"] == 89 for entry in part.kernels())
     assert part.engines() == []
+    assert (part.profiles, part.workspace) == (tuple(map(tuple, PROFILES)), None)
     assert part.identity("query", "fp16", "tower") != part.identity("query", "fp16", "backbone")
 
 
@@ -141,6 +142,7 @@ def test_refusals_come_before_any_work(checkpoint, tmp_path):
     refused("'fp12' is unknown", InputError, precisions=("fp12",))
     refused("none given", InputError, precisions=())
     refused("'caffe' is unknown", InputError, engine="caffe")
+    refused("sm: 999 is none that kernels", InputError, engine="none", sms=(999,))
     refused("sm: 80 has no float8", InputError, precisions=("fp16", "fp8"), sms=(89, 80))
     pytest.importorskip("tensorrt_rtx")
     refused("no GPU here.*--sm 89.*--engine none", EngineError, engine="tensorrt-rtx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,6 +80,7 @@ def command(
 ) -> None:
     """Export a checkpoint to a bundle; fails if a tower does not match torch."""
     ctx.command.debug = debug
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end that leaves nothing behind
     flags = {"fp32": fp32, "fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8}
     asked = tuple(name for name, wanted in flags.items() if wanted)
     sms = tuple(sm or ())
@@ -91,6 +93,11 @@ def command(
 
         check_repository(triton_repository)
     out = out or Path(f"{ckpt.resolve().name}-bundle")
+    if triton_repository is not None:
+        folders = (out.resolve(), *out.resolve().parents)
+        repository = (triton_repository.resolve(), *triton_repository.resolve().parents)
+        if repository[0] in folders or folders[0] in repository:
+            raise InputError("triton-repository: lies in the bundle, or holds it; choose another")
     export_bundle(ckpt, out, precisions, parity_data=parity_data, progress=say, gpu=gpu)
     bundle = Bundle.open(out)
     _print_report(bundle)
@@ -119,10 +126,13 @@ def _plan(
 
     if engine not in ENGINES:
         raise InputError(f"engine: {engine!r} is unknown; choose {', '.join(ENGINES)}")
+    ranges = parse_profiles(profiles)
     wants_gpu = bool(FOR_GPUS & set(asked) or sms or (current_gpu() and installed_builders()))
     if engine == "cpu" or (engine == "auto" and not wants_gpu):
         if wrong := sorted(set(asked) - FOR_CPUS):
             raise InputError(f"precision: {wrong[0]} is for GPUs; leave out --engine cpu")
+        if sms or workspace or not fused_tail:
+            raise InputError("engine: cpu takes no --sm, --workspace or --no-fused-tail")
         # bfloat16 on a CPU is how OpenVINO runs the float32 graph
         stored = {"fp32" if name == "bf16" else name for name in asked}
         return tuple(name for name in PRECISIONS if name in stored) or PRECISIONS, None
@@ -130,7 +140,7 @@ def _plan(
         precisions=asked or ("fp16",),
         engine=engine,
         sms=sms,
-        profiles=parse_profiles(profiles),
+        profiles=ranges,
         fused_tail=fused_tail,
         workspace=None if workspace is None else workspace << 20,
     )

@@ -117,7 +117,7 @@ def build_engine(
         raise InputError(f"workspace: {workspace} bytes; give 1 or more")
     say = progress or (lambda line: None)
     gpu = current_gpu()
-    sms, targets = _targets(builder, sms, gpu)
+    sms, targets = targets_of(builder, sms, gpu)
     if timing_cache is not None and builder.name != "tensorrt":
         say(f"{builder.name} measures nothing while it builds: {timing_cache.name} is not used")
         timing_cache = None
@@ -166,7 +166,7 @@ def build_engine(
     return record
 
 
-def _targets(
+def targets_of(
     builder: Builder, sms: tuple[int, ...], gpu: Gpu | None
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The compute capabilities to build for, and the library's names of them.

@@ -105,6 +105,8 @@ class BundleEngine:
         self._towers, self._threads = towers, threads
         self._shapes = TowerShapes.of(bundle)
         self._lock = threading.Lock()
+        # One tower may take minutes to build, the other must go on.
+        self._opening = {tower: threading.Lock() for tower in TOWERS}
         self._runners: dict[str, Runner] = {}
         self._closed = False
 
@@ -152,10 +154,16 @@ class BundleEngine:
         return check_outputs(runner.run(checked), runner)
 
     def _runner(self, tower: str) -> Runner:
-        assert tower in TOWERS
-        with self._lock:
-            if self._closed:
-                raise EngineError("the engine is closed; open it again")
-            if tower not in self._runners:
-                self._runners[tower] = self._towers.open(tower)
-            return self._runners[tower]
+        with self._opening[tower]:
+            with self._lock:
+                if self._closed:
+                    raise EngineError("the engine is closed; open it again")
+                if tower in self._runners:
+                    return self._runners[tower]
+            runner = self._towers.open(tower)
+            with self._lock:
+                if self._closed:
+                    runner.close()
+                    raise EngineError("the engine was closed while it opened")
+                self._runners[tower] = runner
+            return runner

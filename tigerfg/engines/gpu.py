@@ -8,8 +8,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from tigerfg.engines.base import Runner
-from tigerfg.engines.trt_library import NAMES, current_gpu
-from tigerfg.errors import EngineError, MissingExtraError
+from tigerfg.engines.trt_library import NAMES, current_gpu, find_builder
+from tigerfg.errors import EngineError, MissingExtraError, TigerfgError
 
 if TYPE_CHECKING:
     from tigerfg.bundle import Bundle
@@ -68,7 +68,7 @@ def gpu_engine(bundle: Bundle, precision: str) -> str | None:
         return None
     reason = why_not(bundle, precision)
     if reason is None:
-        return installed_builders()[0]
+        return find_builder().name
     _say_once(f"the GPU is not used: {reason}")
     return None
 
@@ -79,8 +79,10 @@ def why_not(bundle: Bundle, precision: str = "auto") -> str | None:
         return f"the bundle {bundle.name} has nothing for GPUs: export it with --fp16"
     if precision not in (*bundle.gpu.precisions, "auto"):
         return f"{precision} was not exported for GPUs"
-    if not installed_builders():
-        return "no TensorRT is installed: pip install 'tigerfg[tensorrt-rtx]'"
+    try:
+        find_builder()
+    except TigerfgError as error:
+        return str(error)
     if not importlib.util.find_spec("pycuda"):
         return "pycuda is not installed: pip install 'tigerfg[tensorrt-rtx]'"
     return None

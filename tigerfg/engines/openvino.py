@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,14 +32,10 @@ class OpenVinoRunner:
     def __init__(
         self, path: Path, tower: str, precision: str, threads: int, shapes: TowerShapes
     ) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise MissingExtraError("the engine 'openvino'", "openvino", "cpu") from error
+        self._core, version = _core()
         self.precision = precision
-        self.version = f"openvino {openvino.__version__.split('-')[0]}"
+        self.version = f"openvino {version}"
         self._path, self._tower, self._shapes = path, tower, shapes
-        self._core = openvino.Core()
         self._settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -103,6 +100,20 @@ class OpenVinoRunner:
                 ) from error
             self._requests[size] = compiled.create_infer_request()
         return self._requests[size]
+
+
+@functools.cache
+def _core() -> tuple[Any, str]:
+    """OpenVINO's core and version: one core for the process, which is never given back.
+
+    With the last core OpenVINO 2026.4 unloads its plugins, and the next signal that reaches Python
+    (Ctrl-C) then crashes the process.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtraError("the engine 'openvino'", "openvino", "cpu") from error
+    return openvino.Core(), openvino.__version__.split("-")[0]
 
 
 def _blocks(batch: int) -> list[tuple[int, int, int]]:

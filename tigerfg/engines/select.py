@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tigerfg.engines import onnx, openvino
+from tigerfg.engines.accuracy import cosines
 from tigerfg.engines.base import Arrays, Runner, TowerShapes
 from tigerfg.engines.cpu import cpu
 from tigerfg.errors import EngineError, TigerfgError
@@ -194,7 +195,9 @@ def _measure(
         if key not in runners:
             candidates.append(Candidate(*key, None, None, notes[key]))
             continue
-        cosine = _cosine(embeddings[key], embeddings[reference]) if reference else None
+        cosine = None
+        if reference:
+            cosine = float(cosines(embeddings[key], embeddings[reference]).mean())
         pace = 1000 * statistics.median(times[key]) / len(step["pixels"])
         note = _objection(bundle, tower, key[1], cosine, explicit)
         candidates.append(Candidate(*key, pace, cosine, note))
@@ -263,11 +266,6 @@ def probe(bundle: Bundle, tower: str) -> Arrays:
         feeds["token_ids"] = ids.astype(np.int64)
         feeds["token_mask"] = np.ones((count, length), np.bool_)
     return feeds
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.mean(np.sum(a * b, axis=1) / np.maximum(norms, 1e-12)))
 
 
 def _read(file: Path) -> Choice | None:

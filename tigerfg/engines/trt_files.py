@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import logging
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tigerfg.engines import sidecar
-from tigerfg.engines.builder import build_engine
+from tigerfg.engines.builder import Profile, build_engine
 from tigerfg.engines.cuda import Cuda
 from tigerfg.engines.sidecar import Sidecar
 from tigerfg.engines.trt_engine import LoadedEngine
@@ -80,42 +84,73 @@ def open_engine(
         loaded = LoadedEngine(cuda, builder.module, data, path.name, cache)
         return loaded, EngineFile(path, record, folder, cuda)
 
-    reasons = []
-    for path in (*part.engines(), *sorted(folder.glob("*.engine"))):
-        record = sidecar.read(path)
-        if isinstance(record, Sidecar) and (record.tower, record.precision, record.cut) != wanted:
-            continue  # another of the bundle's graphs
-        reason = sidecar.unfit(
-            record,
-            builder=builder.name,
-            version=builder.version,
-            sm=cuda.sm,
-            onnx_sha256=identity,
+    def find() -> tuple[LoadedEngine, EngineFile] | list[str]:
+        """The first engine that fits, or why each does not."""
+        reasons = []
+        for path in (*part.engines(), *sorted(folder.glob("*.engine"))):
+            record = sidecar.read(path)
+            if isinstance(record, Sidecar) and (
+                (record.tower, record.precision, record.cut) != wanted
+            ):
+                continue  # another of the bundle's graphs
+            reason = sidecar.unfit(
+                record,
+                builder=builder.name,
+                version=builder.version,
+                sm=cuda.sm,
+                onnx_sha256=identity,
+                **wanted._asdict(),
+                engine_bytes=_size(path),
+            )
+            if reason is None:
+                try:
+                    return load(path, record)
+                except EngineError as error:
+                    reason = str(error)
+            reasons.append(f"{path.name}: {reason}")
+        return reasons
+
+    found = find()
+    if not isinstance(found, list):
+        return found
+    with _place(folder) as place:  # one process builds; those that waited find its engine
+        found = find()
+        if not isinstance(found, list):
+            return found
+        path = place / sidecar.file_name(*wanted, (cuda.sm,), builder.name, builder.version)
+        logger.warning(
+            "the %s %s engine (%s) is built for %s now, which may take some minutes: %s",
+            *wanted, cuda.name, "; ".join(found) or "none came with the bundle",
+        )  # fmt: skip
+        record = build_engine(
+            part.graph(*wanted),
+            path,
             **wanted._asdict(),
-            engine_bytes=_size(path),
+            onnx_sha256=identity,
+            builder=builder,
+            profiles=tuple(Profile(*profile) for profile in part.profiles),
+            workspace=part.workspace,
+            max_text_length=max_text_length,
+            timing_cache=_timing_cache(folder, builder, cuda),
+            progress=logger.info,
         )
-        if reason is None:
-            try:
-                return load(path, record)
-            except EngineError as error:
-                reason = str(error)
-        reasons.append(f"{path.name}: {reason}")
-    name = sidecar.file_name(*wanted, (cuda.sm,), builder.name, builder.version)
-    logger.warning(
-        "the %s %s engine (%s) is built for %s now, which may take some minutes: %s",
-        *wanted, cuda.name, "; ".join(reasons) or "none came with the bundle",
-    )  # fmt: skip
-    record = build_engine(
-        part.graph(*wanted),
-        folder / name,
-        **wanted._asdict(),
-        onnx_sha256=identity,
-        builder=builder,
-        max_text_length=max_text_length,
-        timing_cache=_timing_cache(folder, builder, cuda),
-        progress=logger.info,
-    )
-    return load(folder / name, record)
+        return load(path, record)
+
+
+@contextlib.contextmanager
+def _place(folder: Path) -> Iterator[Path]:
+    """The cache folder, held against other processes; a temporary one if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "ab")  # noqa: SIM115
+    except OSError as error:
+        logger.warning("engines cannot be kept in %s (%s): built again next time", folder, error)
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
 
 
 def cache_folder(identity: str) -> Path:
