@@ -22,20 +22,20 @@ from engine_report import Results, Row, markdown
 
 from tigerfg.engines.base import TOWERS, Arrays
 from tigerfg.engines.builder import PROFILES, Builder, build_engine, find_builder
+from tigerfg.engines.tail_plan import ELEMENTS
 from tigerfg.errors import TigerfgError
-from tigerfg.export.gpu import DTYPES
-from tigerfg.export.graph import CUTS, interface, tower_graph
+from tigerfg.export.gpu import FIRST_FP8
+from tigerfg.export.graph import interface, tower_graph
 from tigerfg.export.manifest import graph_file, record
 from tigerfg.export.precision import typed_graph
 from tigerfg.export.quantize import gpu_fp8_graph, gpu_int8_graph
 from tigerfg.export.weights import write_models
-from tigerfg.gpu_bundle import PRECISIONS
+from tigerfg.gpu_bundle import CUTS, PRECISIONS
 from tigerfg.model import ModelConfig, preset
 
 HERE = Path(__file__).resolve().parent
 FILE = "engine_builds.json"
 MODELS, SMS = ("tiny", "base"), (80, 89, 120)
-FIRST_FP8 = 89  # Ada; older GPUs have no such products
 CALIBRATION = 8  # pictures
 IDENTITY = ("model", "tower", "cut", "precision", "sm")
 SAME_MACHINE = ("cpu", "threads", "builder")
@@ -64,7 +64,7 @@ def typed(
             yield precision, copied
         else:
             source = sources.get(precision, proto)
-            yield precision, typed_graph(source, DTYPES[precision], low_outputs=low)
+            yield precision, typed_graph(source, ELEMENTS[precision], low_outputs=low)
 
 
 def build(

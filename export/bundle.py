@@ -22,7 +22,7 @@ from tigerfg.export.publish import publish
 from tigerfg.export.quantize import int8_graph
 from tigerfg.export.report import Report
 from tigerfg.export.samples import Samples, load_samples
-from tigerfg.export.weights import write_models
+from tigerfg.export.weights import WEIGHTS, write_models
 from tigerfg.model import TigerFG, load_checkpoint
 from tigerfg.model.checkpoint import fingerprint
 from tigerfg.text import TextTokenizer
@@ -159,12 +159,16 @@ def _fill(
         tower: {name: record(folder / graph_file(tower, name)) for name in precisions}
         for tower in TOWERS
     }
+    shared = {
+        "weights": record(folder / WEIGHTS),
+        "tokenizer": record(folder / TOKENIZER_FILE),
+    }
     if part:
         part.fill(held_out)
 
     def save() -> None:
         entry = part.entry if part else None
-        content = manifest(folder, model, identity, towers, entry, report.entries)
+        content = manifest(model, identity, towers, shared, entry, report.entries)
         (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     save()

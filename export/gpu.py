@@ -9,6 +9,7 @@ import onnx
 
 from tigerfg.engines.accuracy import THRESHOLDS, cosines
 from tigerfg.engines.builder import PROFILES, Profile, targets_of
+from tigerfg.engines.tail_plan import ELEMENTS
 from tigerfg.engines.trt_library import Builder, current_gpu, find_builder
 from tigerfg.errors import EngineError, InputError
 from tigerfg.export.emulate import EmulatedRunner
@@ -23,8 +24,6 @@ from tigerfg.kernels.tuning import ARCHITECTURES
 from tigerfg.model import TigerFG
 
 GPU_ENGINES = ("auto", "tensorrt", "tensorrt-rtx", "none")
-# The type of patches, queries and text where a graph ends before the tail.
-DTYPES = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "fp16", "fp8": "fp16"}
 # Layers of a quantised or float16 tower that may go back to a finer type before it is refused:
 # so many rounds, each with the worst quarter of those left.
 FALL_BACK_ROUNDS, FALL_BACK_SAMPLES = 4, 8
@@ -161,7 +160,7 @@ class GpuGraphs:
             kept = self.kept.get((tower, "fp16"), [])  # what float16 cannot hold
         if precision == "fp32":
             return proto
-        return typed_graph(proto, DTYPES[precision], low_outputs=low, keep=kept)
+        return typed_graph(proto, ELEMENTS[precision], low_outputs=low, keep=kept)
 
     def _int8(
         self, proto: onnx.ModelProto, tower: str, cut: str, kept: list[str]

@@ -13,12 +13,14 @@ from tigerfg.bundle import Bundle
 from tigerfg.engines import sidecar
 from tigerfg.engines.base import TOWERS
 from tigerfg.engines.builder import build_engine
+from tigerfg.engines.tail_plan import ELEMENTS
 from tigerfg.engines.trt_library import Builder, current_gpu
-from tigerfg.export.gpu import DTYPES, GpuGraphs, GpuRequest
+from tigerfg.export.gpu import GpuGraphs, GpuRequest
 from tigerfg.export.manifest import graph_file, record
 from tigerfg.export.report import Report
 from tigerfg.export.samples import Samples
 from tigerfg.export.tail import check_arrays, model_shape, tail_kernels, tail_weights, unserved
+from tigerfg.gpu_bundle import CUTS
 from tigerfg.model import TigerFG
 
 
@@ -64,7 +66,7 @@ class GpuPartWriter:
             self.entry["graphs"][tower] = {
                 precision: {
                     cut: record(self._folder / _file(tower, precision, cut))
-                    for cut in ("tower", "backbone")
+                    for cut in CUTS
                     if (self._folder / _file(tower, precision, cut)).is_file()
                 }
                 for precision in self.request.precisions
@@ -141,7 +143,7 @@ class GpuPartWriter:
     def _cut(self, precision: str) -> str:
         if not self.request.fused_tail:
             return "tower"
-        reason = unserved(self._model, DTYPES[precision], self._sms)
+        reason = unserved(self._model, ELEMENTS[precision], self._sms)
         if reason is None:
             return "backbone"
         self._say(f"{precision}: no fused tail ({reason}); engines hold the whole tower")

@@ -24,8 +24,6 @@ from tigerfg.model import TigerFG
 OPSET = 20
 IR_VERSION = 10  # the newest that every onnxruntime since 1.20 reads
 
-CUTS = ("tower", "backbone")
-
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tigerfg.bundle import BUNDLE_FORMAT, TOKENIZER_FILE
+from tigerfg.bundle import BUNDLE_FORMAT
 from tigerfg.engines.cpu import cpu
-from tigerfg.export.weights import WEIGHTS
 from tigerfg.model import TigerFG
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "transformers", "numpy")
@@ -38,18 +37,19 @@ def record(file: Path) -> dict[str, Any]:
 
 
 def manifest(
-    folder: Path,
     model: TigerFG,
     fingerprint: str,
     towers: Mapping[str, Mapping[str, Any]],
+    shared: Mapping[str, Mapping[str, Any]],
     gpu: Mapping[str, Any] | None,
     parity: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The manifest of the files in `folder`.
+    """The manifest of a bundle's files.
 
     Args:
         fingerprint: of the checkpoint.
         towers: tower -> precision -> record of the graphs for CPUs.
+        shared: records of the weights and the tokenizer.
         gpu: the part that `tigerfg.gpu_bundle.GpuPart` reads; None without one.
         parity: the report.
     """
@@ -63,8 +63,7 @@ def manifest(
         "vocab_size": vocab_size(model),
         "preprocessing": config.preprocessing.to_dict(),
         "towers": towers,
-        "weights": record(folder / WEIGHTS),
-        "tokenizer": record(folder / TOKENIZER_FILE),
+        **shared,
         "parity": parity,
         "tools": {
             "tigerfg": importlib.metadata.version("tigerfg"),

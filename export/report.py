@@ -10,6 +10,7 @@ from typing import Any
 from tigerfg.engines.base import TOWERS, Arrays, TowerShapes
 from tigerfg.engines.cpu import cpu, thread_count
 from tigerfg.engines.onnx import OnnxRunner
+from tigerfg.export.emulate import EmulatedRunner
 from tigerfg.export.gpu import GpuGraphs
 from tigerfg.export.manifest import graph_file, vocab_size
 from tigerfg.export.parity import (
@@ -82,10 +83,10 @@ class Report:
             cuts: precision -> "tower" or "backbone", the latter with the tail's oracle behind it.
         """
         for precision in precisions:
+            cut = cuts[precision]
             encode = {
-                tower: self._emulated(tower, graphs.graphs[tower, precision, cuts[precision]], cut)
+                tower: self._emulated(tower, graphs.graphs[tower, precision, cut], cut)
                 for tower in TOWERS
-                for cut in (cuts[precision],)
             }
             notes = {
                 tower: {"runtime": EMULATED, "kept": graphs.kept[tower, precision]}
@@ -105,8 +106,6 @@ class Report:
     def _emulated(self, tower: str, graph: Any, cut: str) -> Encode:
         if cut == "backbone":
             return backbone_encoder(self._model, tower, graph)
-        from tigerfg.export.emulate import EmulatedRunner
-
         return EmulatedRunner(graph).run
 
     def _both(

@@ -17,9 +17,9 @@ import onnx
 import torch
 
 from tigerfg.engines.base import TOWERS, Arrays
+from tigerfg.engines.tail_plan import ELEMENTS
 from tigerfg.errors import TigerfgError
 from tigerfg.export.emulate import EmulatedRunner
-from tigerfg.export.gpu import DTYPES
 from tigerfg.export.parity import reference
 from tigerfg.export.samples import Samples
 from tigerfg.gpu_bundle import GpuShape
@@ -107,7 +107,7 @@ def tail_kernels(
     """
     index: list[dict[str, Any]] = []
     files: dict[str, Path] = {}
-    for dtype in sorted({DTYPES[name] for name in precisions}):
+    for dtype in sorted({ELEMENTS[name] for name in precisions}):
         kernels = ModelKernels(dtype=dtype, **model_shape(model)._asdict())
         archs = [arch for arch in _architectures(sms) if kernels.unserved(arch) is None]
         say(f"fused tail: compiling {dtype} kernels for sm {', '.join(map(str, archs))}")

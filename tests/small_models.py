@@ -90,6 +90,15 @@ def tensors(feeds: dict[str, np.ndarray]) -> list[torch.Tensor]:
     return [torch.from_numpy(value) for value in feeds.values()]
 
 
+def expected(model: TigerFG, tower: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the float32 model gives."""
+    with torch.inference_mode():
+        if tower == "query":
+            return {"embedding": model.encode_query(*tensors(feeds)).numpy()}
+        outputs = model.encode_item(*tensors(feeds))
+        return {name: value.numpy() for name, value in outputs._asdict().items()}
+
+
 def tokenizer_file(path: Path, size: int = 120) -> Path:
     """A small WordPiece tokenizer.json of at most `size` tokens."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))

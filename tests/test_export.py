@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
-from small_models import CONV, HF, build, inputs, tensors, tokenizer_file
+from small_models import CONV, HF, build, expected, inputs, tokenizer_file
 
 import tigerfg.export.bundle as export_module
 from tigerfg.bundle import Bundle
@@ -67,13 +66,8 @@ def test_graph_gives_what_the_model_gives(config, tower, small_bundle, hf_folder
     for batch, length in [(1, 1), (2, 9), (5, 24)]:  # 1 is what exporters like to freeze
         feeds = inputs(config, tower, batch, length, seed=batch)
         found = runner.run(feeds)
-        with torch.inference_mode():
-            if tower == "query":
-                expected = {"embedding": model.encode_query(*tensors(feeds))}
-            else:
-                expected = model.encode_item(*tensors(feeds))._asdict()
-        for name, value in expected.items():
-            np.testing.assert_allclose(found[name], value.numpy(), rtol=0, atol=ATOL)
+        for name, value in expected(model, tower, feeds).items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=ATOL)
 
 
 @pytest.mark.parametrize("tower", ["query", "item"])
@@ -87,13 +81,8 @@ def test_backbone_and_tail_give_what_the_model_gives(config, pool, tower, tmp_pa
     for batch, length in [(1, 1), (3, 9)]:
         feeds = inputs(config, tower, batch, length, seed=batch)
         found = encode(feeds)
-        with torch.inference_mode():
-            if tower == "query":
-                expected = {"embedding": model.encode_query(*tensors(feeds))}
-            else:
-                expected = model.encode_item(*tensors(feeds))._asdict()
-        for name, value in expected.items():
-            np.testing.assert_allclose(found[name], value.numpy(), rtol=0, atol=ATOL)
+        for name, value in expected(model, tower, feeds).items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=ATOL)
 
 
 def test_graph_names_and_operators(small_bundle):

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from cuda_fakes import Device, description, engine_content
-from small_models import CONV, build, inputs, tensors
+from small_models import CONV, build, expected, inputs
 
 from tigerfg.engines import sidecar
 from tigerfg.engines.sidecar import Sidecar
 from tigerfg.export.graph import tower_graph
+from tigerfg.export.tail import tail_weights
 from tigerfg.gpu_bundle import GpuShape
 from tigerfg.kernels.model_kernels import ModelKernels
 from tigerfg.model import TigerFG
@@ -34,32 +34,6 @@ LOW = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 TRITON = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 CHECKED = 5  # pictures of the check
 PROVEN = {"gpu": "Pretended GPU", "sm": 89, "driver": "13.0"}  # parity that need not be measured
-
-
-def expected(model: TigerFG, tower: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the float32 model gives."""
-    with torch.inference_mode():
-        if tower == "query":
-            return {"embedding": model.encode_query(*tensors(feeds)).numpy()}
-        outputs = model.encode_item(*tensors(feeds))
-        return {name: value.numpy() for name, value in outputs._asdict().items()}
-
-
-def weights(model: TigerFG) -> dict[str, np.ndarray]:
-    """What tail.npz holds."""
-    grounding, head = model.grounding, model.head
-    found = {
-        "w_v": grounding.w_v,
-        "w_o": grounding.w_o,
-        "gate_pool": model.gate_pool,
-        "gate_text": model.gate_text,
-        "norm_weight": head.norm.weight,
-        "norm_bias": head.norm.bias,
-        "projection": head.projection.weight,
-    }
-    if model.pool.query is not None:
-        found["pool_query"] = model.pool.query
-    return {name: value.detach().float().numpy() for name, value in found.items()}
 
 
 @dataclass
@@ -93,7 +67,7 @@ class Part:
         return hashlib.sha256(f"{self.pool} {tower} {precision} {cut}".encode()).hexdigest()
 
     def tail_weights(self) -> dict[str, np.ndarray]:
-        return weights(self.model)
+        return tail_weights(self.model)
 
     def engines(self) -> list[Path]:
         return list(self.with_engines)

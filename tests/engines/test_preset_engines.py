@@ -13,7 +13,8 @@ import torch
 
 from tigerfg.engines.base import INPUTS
 from tigerfg.engines.builder import PROFILES, build_engine, find_builder
-from tigerfg.export.gpu import DTYPES, FIRST_FP8
+from tigerfg.engines.tail_plan import ELEMENTS
+from tigerfg.export.gpu import FIRST_FP8
 from tigerfg.export.graph import example_inputs, tower_graph
 from tigerfg.export.precision import typed_graph
 from tigerfg.export.quantize import gpu_fp8_graph, gpu_int8_graph
@@ -59,7 +60,7 @@ def test_every_precision_is_parsed_and_built(traced, precision, tmp_path):
         if precision == "fp8":
             graph = gpu_fp8_graph(graph, proto)
     if precision != "fp32":
-        graph = typed_graph(graph, DTYPES[precision])
+        graph = typed_graph(graph, ELEMENTS[precision])
     write_models({"graph.onnx": graph}, tmp_path)
     made = build_engine(
         tmp_path / "graph.onnx",

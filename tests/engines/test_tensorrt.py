@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import small_gpu
 from cuda_fakes import Device, pretended_cuda, trt_module
-from small_gpu import CONFIG, PROFILES, Part, expected, make_bundle, make_part
-from small_models import inputs
+from small_gpu import CONFIG, PROFILES, Part, make_bundle, make_part
+from small_models import expected, inputs
 
 from tigerfg import EngineError, InputError, MissingExtraError
 from tigerfg.engines import sidecar, tensorrt, trt_files

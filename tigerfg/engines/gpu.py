@@ -13,6 +13,7 @@ from tigerfg.errors import EngineError, MissingExtraError, TigerfgError
 
 if TYPE_CHECKING:
     from tigerfg.bundle import Bundle
+    from tigerfg.gpu_bundle import GpuPart
 
 logger = logging.getLogger("tigerfg")
 
@@ -32,26 +33,34 @@ class GpuTowers:
     device = "cuda"
 
     def __init__(self, bundle: Bundle, engine: str, precision: str) -> None:
-        if bundle.gpu is None:
-            raise EngineError(
-                f"engine: {bundle.path} has no graphs for GPUs: export its checkpoint with --fp16"
-            )
+        if precision == "auto" and bundle.gpu is not None:
+            precision = bundle.gpu.precisions[0]
+        gpu_part(bundle, precision)
         if not importlib.util.find_spec(NAMES[engine]):
             raise MissingExtraError(f"the engine {engine!r}", NAMES[engine], engine)
-        known = bundle.gpu.precisions
-        if precision not in (*known, "auto"):
-            raise EngineError(
-                f"precision: {precision!r} was not exported for GPUs; the bundle has "
-                f"{', '.join(known)}"
-            )
         self._bundle, self._engine = bundle, engine
-        self._precision = known[0] if precision == "auto" else precision
+        self._precision = precision
 
     def open(self, tower: str) -> Runner:
         """The tower's engine, built first if there is none that fits this machine."""
         from tigerfg.engines.tensorrt import TensorRtRunner
 
         return TensorRtRunner(self._bundle, tower, self._precision, builder=self._engine)
+
+
+def gpu_part(bundle: Bundle, precision: str) -> GpuPart:
+    """What a bundle has for GPUs, if that includes the precision; EngineError otherwise."""
+    part = bundle.gpu
+    if part is None:
+        raise EngineError(
+            f"engine: {bundle.path} has nothing for GPUs: export its checkpoint with --fp16"
+        )
+    if precision not in part.precisions:
+        raise EngineError(
+            f"precision: {precision!r} was not exported for GPUs; the bundle has "
+            f"{', '.join(part.precisions)}"
+        )
+    return part
 
 
 def installed_builders() -> list[str]:

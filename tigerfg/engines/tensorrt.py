@@ -13,6 +13,7 @@ import numpy as np
 
 from tigerfg.engines.base import OUTPUTS, Arrays, TowerShapes
 from tigerfg.engines.cuda import Cuda
+from tigerfg.engines.gpu import gpu_part
 from tigerfg.engines.tail import Tail, unserved
 from tigerfg.engines.trt_engine import BatchRange
 from tigerfg.engines.trt_files import Wanted, open_engine
@@ -62,7 +63,7 @@ class TensorRtRunner:
         cuda: Cuda | None = None,
         workers: int = 2,
     ) -> None:
-        part = _gpu_part(bundle, precision)
+        part = gpu_part(bundle, precision)
         if workers < 1:
             raise InputError(f"workers: {workers}; give 1 or more")
         library = find_builder(builder)
@@ -156,20 +157,6 @@ class TensorRtRunner:
     def _range(self, batch: int) -> BatchRange:
         """The profile for a batch: the narrowest that is large enough."""
         return next(entry for entry in self._ranges if entry.largest >= batch)
-
-
-def _gpu_part(bundle: Bundle, precision: str) -> GpuPart:
-    part = bundle.gpu
-    if part is None:
-        raise EngineError(
-            f"engine: {bundle.path} has nothing for GPUs: export its checkpoint with --fp16"
-        )
-    if precision not in part.precisions:
-        raise EngineError(
-            f"precision: {precision!r} was not exported for GPUs; the bundle has "
-            f"{', '.join(part.precisions)}"
-        )
-    return part
 
 
 def _cut(part: GpuPart, tower: str, precision: str, sm: int, fused_tail: bool | None) -> str:
