@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from .catalog import write_catalog
-from .cutout import render_cutout
+from .cutout import pose, render_cutout
+from .distractors import Distractors
 from .products import Product, make_products
 from .scenes import Scene, compose, compose_query, compose_scene, render_item, render_query
 
 __all__ = [
+    "Distractors",
     "Product",
     "Scene",
     "compose",
     "compose_query",
     "compose_scene",
     "make_products",
+    "pose",
     "render_cutout",
     "render_item",
     "render_query",

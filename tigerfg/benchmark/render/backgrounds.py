@@ -124,7 +124,7 @@ def expose(image: Image.Image, rng: np.random.Generator, strength: float) -> Ima
     tables = []
     for cast in np.exp(rng.normal(0, 0.08, 3) * strength):
         tables.append(np.clip((v**gamma - 0.5) * contrast + 0.5 + shift, 0, 1) * cast * 255)
-    image = image.point([int(t) for t in np.clip(np.concatenate(tables), 0, 255)])
+    image = image.point(np.clip(np.concatenate(tables), 0, 255).astype(int).tolist())
     if rng.random() < 0.5 * strength:
         array = np.asarray(image)
         h, w = array.shape[:2]

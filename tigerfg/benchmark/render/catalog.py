@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from .distractors import Distractors
 from .products import Product, make_products
 from .scenes import LAYOUTS, render_item, render_query
 
 _JPEG = {"quality": 90, "subsampling": 0}
-_SAME_KIND = 0.4  # probability that a distractor is a twin or of the same category
 
 
 class _Renderer:
@@ -29,31 +29,7 @@ class _Renderer:
         self.seed, self.image_size, self.queries = seed, image_size, queries
         self.layouts = LAYOUTS if layout == "both" else (layout,)
         self.products = make_products(n, seed)
-        self.alike: dict[str, list[int]] = {}
-        for i, product in enumerate(self.products):
-            self.alike.setdefault(product.kind, []).append(i)
-        self.twins: dict[str, list[int]] = {}
-        index = {p.product_id: i for i, p in enumerate(self.products)}
-        for i, product in enumerate(self.products):
-            if product.twin_of is not None:
-                self.twins.setdefault(product.twin_of, []).append(i)
-                self.twins.setdefault(product.product_id, []).append(index[product.twin_of])
-
-    def others(self, i: int, rng: np.random.Generator) -> list[Product]:
-        """2-5 distinct distractors for product ``i``, fewer in a tiny catalogue."""
-        product = self.products[i]
-        wanted = min(int(rng.integers(2, 6)), len(self.products) - 1)
-        chosen: list[int] = []
-        while len(chosen) < wanted:
-            pool: list[int] = []
-            if rng.random() < _SAME_KIND:
-                twins = self.twins.get(product.product_id, [])
-                pool = twins if twins and rng.random() < 0.5 else self.alike[product.kind]
-                pool = [j for j in pool if j != i and j not in chosen]
-            j = int(pool[rng.integers(len(pool))] if pool else rng.integers(len(self.products)))
-            if j != i and j not in chosen:
-                chosen.append(j)
-        return [self.products[j] for j in chosen]
+        self.distractors = Distractors.of(self.products)
 
     def render(self, i: int) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
         """Write the pictures of product ``i``; its item records by layout, and query records."""
@@ -63,7 +39,9 @@ class _Renderer:
             if layout not in self.layouts:
                 continue
             rng = np.random.default_rng((self.seed, i, number, 0xCA7))
-            others = self.others(i, rng) if layout == "cluttered" else []
+            others: list[Product] = []
+            if layout == "cluttered":
+                others = [self.products[j] for j in self.distractors.choose(i, rng)]
             scene = render_item(product, layout, others, int(rng.integers(2**31)), self.image_size)
             name = f"images/{layout}/{product.product_id}.jpg"
             scene.image.save(self.directory / name, "JPEG", **_JPEG)

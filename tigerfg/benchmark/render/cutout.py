@@ -22,6 +22,7 @@ _FIXED = {
     SKIN: (224, 180, 150),
     LEAF: (64, 140, 52),
 }
+_SOLID = [255 if alpha > 64 else 0 for alpha in range(256)]  # what counts as visible
 _OFFSETS = {
     "centre": (0.0, 0.0),
     "upper left": (-0.5, -0.4),
@@ -93,7 +94,7 @@ def _canonical(product: Product, n: int) -> Image.Image:
 
 def fit(image: Image.Image, size: int) -> Image.Image:
     """``image`` cropped to what is not transparent, its longest side resized to ``size``."""
-    alpha = image.getchannel("A").point(lambda v: 255 if v > 64 else 0)
+    alpha = image.getchannel("A").point(_SOLID)
     image = image.crop(alpha.getbbox() or (0, 0, *image.size))
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
@@ -184,6 +185,15 @@ def render_cutout(product: Product, size: int, view_seed: int | None) -> Image.I
     image = _canonical(product, level)
     if view_seed is None:
         return fit(image, size)
+    return pose(image, size, view_seed)
+
+
+def pose(image: Image.Image, size: int, view_seed: int) -> Image.Image:
+    """An RGBA cut-out of anything in a pose and light chosen by ``view_seed``; the same arguments
+    always give the same bytes.
+
+    ``size``: the longest side of the result in px, >= 1. The picture should have 1.5 times that.
+    """
     rng = np.random.default_rng((view_seed, 0xC07))
-    view = _warp(image, rng, max(8, min(level, round(_OVERSAMPLING * size))))
-    return relight(fit(view, size), rng)
+    longest = min(_LEVELS[-1], round(_OVERSAMPLING * size))
+    return relight(fit(_warp(image, rng, max(8, longest)), size), rng)
