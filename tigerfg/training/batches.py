@@ -1,17 +1,20 @@
-"""Batches for the training stages: gathered from pools, augmented, as tensors."""
+"""Batches for the training stages: gathered from sources, augmented, as tensors."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tigerfg.errors import InputError
 from tigerfg.model.config import ModelConfig
 from tigerfg.text import TextTokenizer
-from tigerfg.training.pool import Pool
 from tigerfg.training.regions import box_regions, extent_masks, extent_pixels
+from tigerfg.training.sources import Rows, SceneArrays, Source
 
 
 @dataclass
@@ -27,12 +30,14 @@ class Crops:
 class Scenes(Crops):
     """Item pictures with boxes (B, 4), target regions (B, N) and distractor regions (B, N).
 
-    A picture without a distractor has a distractor region of zeros.
+    A picture without a distractor has a distractor region of zeros. Where the target's box is
+    not known (`boxed` (B,) bool is False) `boxes` is the whole picture, and the region zeros.
     """
 
     boxes: Tensor
     region: Tensor
     other_region: Tensor
+    boxed: Tensor
 
 
 @dataclass
@@ -47,127 +52,167 @@ def augment(
     pictures: np.ndarray,
     extents: np.ndarray,
     config: ModelConfig,
-    rng: torch.Generator,
+    rngs: Sequence[np.random.Generator],
     erase: float,
 ) -> Tensor:
     """uint8 (B, S, S, 3) -> normalised (B, 3, S, S): light, colour, noise, and a hole.
 
+    Row i comes from row i's picture and generator alone, to the bit, whatever the batch around
+    it: there is no floating-point sum in here whose order could depend on the batch.
+
     Args:
         extents: (B, 2) valid (w, h); the rest stays zero, as in serving.
+        rngs: B generators, one a row.
         erase: probability that a rectangle of 10-40 % of each side is replaced by one colour.
     """
-    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255.0
-    batch, _, side, _ = x.shape
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=rng) * (high - low) + low
-
-    mean = x.mean(dim=(2, 3), keepdim=True)
-    x = (x - mean) * uniform(0.75, 1.3, batch, 1, 1, 1) + mean * uniform(0.8, 1.2, batch, 1, 1, 1)
-    gray = x.mean(dim=1, keepdim=True)
-    x = gray + (x - gray) * uniform(0.75, 1.3, batch, 1, 1, 1)
-    x = x * uniform(0.92, 1.08, batch, 3, 1, 1)
-    x = x + torch.randn(x.shape, generator=rng) * uniform(0.0, 0.03, batch, 1, 1, 1)
+    batch, side = pictures.shape[:2]
+    draws = np.empty((batch, 15), np.float32)
+    noise = np.empty((batch, 3, side, side), np.float32)
+    for rng, numbers, values in zip(rngs, draws, noise, strict=True):
+        rng.random(dtype=np.float32, out=numbers)
+        rng.standard_normal(dtype=np.float32, out=values)
+    unit = torch.from_numpy(draws)[:, :, None, None]  # [B, 15, 1, 1]
+    valid = torch.from_numpy(np.asarray(extents, np.float32))
+    sums = torch.from_numpy(pictures.sum(axis=(1, 2), dtype=np.int64)).float()  # [B, 3], exact
+    mean = (sums / (255.0 * valid.prod(dim=1, keepdim=True)))[:, :, None, None]
+    contrast, light = 0.75 + 0.55 * unit[:, :1], 0.8 + 0.4 * unit[:, 1:2]
+    x = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).float()
+    x = x.mul_(contrast / 255.0).add_(mean * (light - contrast))  # in place: half the time
+    gray = x[:, :1].add(x[:, 1:2]).add_(x[:, 2:]).div_(3.0)
+    x = x.sub_(gray).mul_(0.75 + 0.55 * unit[:, 2:3]).add_(gray)
+    x = x.mul_(0.92 + 0.16 * unit[:, 3:6])
+    x = x.add_(torch.from_numpy(noise).mul_(0.03 * unit[:, 6:7]))
     places = torch.arange(side, dtype=torch.float32)
 
-    def stripe(extent: Tensor) -> Tensor:  # [B] -> [B, side] bool
-        length = extent * uniform(0.1, 0.4, batch)
-        start = uniform(0.0, 1.0, batch) * (extent - length)
+    def stripe(extent: Tensor, first: int) -> Tensor:  # [B] -> [B, side] bool
+        length = extent * (0.1 + 0.3 * unit[:, first, 0, 0])
+        start = unit[:, first + 1, 0, 0] * (extent - length)
         return (places >= start[:, None]) & (places < (start + length)[:, None])
 
-    valid = torch.from_numpy(extents).float()
-    hole = stripe(valid[:, 0])[:, None, :] & stripe(valid[:, 1])[:, :, None]
-    hole &= (torch.rand(batch, generator=rng) < erase)[:, None, None]
-    x = torch.where(hole[:, None], torch.rand(batch, 3, 1, 1, generator=rng), x)
-    x = (x.clamp(0.0, 1.0) - torch.tensor(config.mean)[:, None, None]) / torch.tensor(config.std)[
-        :, None, None
-    ]
-    return x * extent_pixels(valid, side)
+    hole = stripe(valid[:, 0], 7)[:, None, None, :] & stripe(valid[:, 1], 9)[:, None, :, None]
+    hole &= unit[:, 11:12] < erase
+    x = torch.where(hole, unit[:, 12:15], x).clamp_(0.0, 1.0)
+    x = x.sub_(torch.tensor(config.mean)[:, None, None])
+    x = x.div_(torch.tensor(config.std)[:, None, None])
+    return x.mul_(extent_pixels(valid, side))
 
 
 class BatchMaker:
-    """Makes batches from several pools, with fixed shares; deterministic by seed and step.
+    """Makes batches from several sources, with fixed shares; deterministic by seed and step.
 
     Args:
-        pools: training pools; product ids are made unique over them.
-        shares: how much of a batch comes from each pool, e.g. (0.7, 0.3).
+        sources: where data come from; product ids are made unique over them.
+        shares: how much of a batch comes from each source, e.g. (0.7, 0.3).
         config: the model's sizes. tokenizer: the item text tokenizer.
     """
 
     def __init__(
-        self, pools: list[Pool], shares: list[float], config: ModelConfig, tokenizer: TextTokenizer
+        self,
+        sources: Sequence[Source],
+        shares: Sequence[float],
+        config: ModelConfig,
+        tokenizer: TextTokenizer,
     ) -> None:
-        self.pools, self.shares = pools, shares
+        if not sources or len(sources) != len(shares) or abs(sum(shares) - 1.0) > 1e-6:
+            raise InputError(f"shares: {list(shares)} must be one a source and sum to 1")
+        self.sources, self.shares = sources, shares
         self.config, self.tokenizer = config, tokenizer
-        self.offsets = np.cumsum([0] + [pool.products for pool in pools])
+        self.offsets = np.cumsum([0] + [source.products for source in sources])
 
-    def start(self, seed: int, step: int, batch: int) -> Draw:
-        """Draw the products of step `step`'s batch."""
+    @property
+    def skipped(self) -> Counter[str]:
+        """What the sources could not use until now, reason -> count."""
+        return sum((source.skipped for source in self.sources), Counter())
+
+    def start(self, seed: int, step: int, batch: int, rows: slice | None = None) -> Draw:
+        """Draw step `step`'s batch, of which only `rows` (None: all) are decoded.
+
+        The rows are the same, bit for bit, whatever the slices that a batch is cut into.
+        Exception: `Texts` are padded to the longest text of the slice.
+        """
         rng = np.random.default_rng((seed, step))
         counts = [round(batch * share) for share in self.shares]
         counts[0] += batch - sum(counts)
-        products = [
-            pool.pick_products(count, rng) for pool, count in zip(self.pools, counts, strict=True)
-        ]
-        return Draw(self, products, rng, torch.Generator().manual_seed(seed * 1_000_003 + step))
+        first, last, _ = (rows or slice(None)).indices(batch)
+        parts: list[Rows] = []
+        begin = 0
+        for source, count in zip(self.sources, counts, strict=True):
+            drawn = source.draw(count, rng)
+            parts.append(drawn[max(0, first - begin) : max(0, last - begin)])
+            begin += count
+        seeds = (np.random.SeedSequence((seed, step, row)) for row in range(first, last))
+        rngs = [np.random.Generator(np.random.SFC64(seed)) for seed in seeds]  # fast at noise
+        return Draw(self, parts, torch.arange(first, last), rngs)
+
+    def tokenize(self, texts: Sequence[str]) -> Texts:
+        """Texts as tensors, padded to the longest."""
+        token_ids, token_mask = self.tokenizer(texts)
+        return Texts(torch.from_numpy(token_ids), torch.from_numpy(token_mask))
 
 
 class Draw:
-    """The products of one batch; gives crops, scenes and texts of them, rows in one order."""
+    """Rows of one batch; gives crops, scenes and texts of them, always in the same order.
+
+    Every rank must ask for the same things in the same order: a row's augmentation goes on where
+    the row's last one ended.
+
+    Attributes:
+        rows: (B,) int64, the rows' numbers in the whole batch.
+        products: (B,) int64 product ids, unique over the sources.
+    """
 
     def __init__(
         self,
         maker: BatchMaker,
-        products: list[np.ndarray],
-        rng: np.random.Generator,
-        torch_rng: torch.Generator,
+        parts: Sequence[Rows],
+        rows: Tensor,
+        rngs: Sequence[np.random.Generator],
     ) -> None:
-        self._maker, self._products, self._rng, self._torch_rng = maker, products, rng, torch_rng
-        self.products = torch.from_numpy(
-            np.concatenate([p + o for p, o in zip(products, maker.offsets, strict=False)])
-        )
+        self.rows = rows
+        self._maker, self._rngs = maker, rngs
+        offsets = maker.offsets
+        ids = [part.products + offset for part, offset in zip(parts, offsets, strict=False)]
+        self.products = torch.from_numpy(np.concatenate(ids))
+        self._parts = [part for part in parts if len(part.products)] or list(parts[:1])
 
     def crops(self) -> Crops:
-        """A fresh random crop of every product."""
-        pools, config = self._maker.pools, self._maker.config
-        chosen = [
-            p.pick_crops(ids, self._rng) for p, ids in zip(pools, self._products, strict=True)
-        ]
-        pictures = np.concatenate([p.crops[i] for p, i in zip(pools, chosen, strict=True)])
-        extents = np.concatenate([p.crop_extents[i] for p, i in zip(pools, chosen, strict=True)])
+        """Another crop of every product at each call."""
+        config = self._maker.config
+        arrays = [part.crops() for part in self._parts]
+        pictures, extents = (np.concatenate(column) for column in zip(*arrays, strict=True))
         patch = config.vision.patch
         return Crops(
-            augment(pictures, extents, config, self._torch_rng, erase=0.3),
+            augment(pictures, extents, config, self._rngs, erase=0.3),
             extent_masks(torch.from_numpy(extents), config.query_size // patch, patch),
             self.products,
         )
 
     def scenes(self) -> Scenes:
-        """A fresh random item picture of every product."""
-        pools, config = self._maker.pools, self._maker.config
-        chosen = [
-            p.pick_scenes(ids, self._rng) for p, ids in zip(pools, self._products, strict=True)
-        ]
-
-        def gather(name: str) -> np.ndarray:
-            return np.concatenate([getattr(p, name)[i] for p, i in zip(pools, chosen, strict=True)])
-
-        extents = gather("scene_extents")
-        boxes = torch.from_numpy(gather("scene_boxes"))
+        """Another item picture of every product at each call."""
+        config = self._maker.config
+        parts = [part.scenes() for part in self._parts]
+        arrays = SceneArrays(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         patch, grid = config.vision.patch, config.item_size // config.vision.patch
+        extents, boxed = torch.from_numpy(arrays.extents), torch.from_numpy(arrays.boxed)
+        boxes, other_boxes = torch.from_numpy(arrays.boxes), torch.from_numpy(arrays.other_boxes)
+        whole = torch.cat([torch.zeros_like(extents), extents], dim=1)
         return Scenes(
-            augment(gather("scenes"), extents, config, self._torch_rng, erase=0.0),
-            extent_masks(torch.from_numpy(extents), grid, patch),
+            augment(arrays.pictures, arrays.extents, config, self._rngs, erase=0.0),
+            extent_masks(extents, grid, patch),
             self.products,
-            boxes,
-            box_regions(boxes, grid, patch),
-            box_regions(torch.from_numpy(gather("other_boxes")), grid, patch),
+            torch.where(boxed[:, None], boxes, whole),
+            box_regions(boxes, grid, patch) * boxed[:, None],
+            box_regions(other_boxes, grid, patch),
+            boxed,
         )
 
+    def lines(self) -> list[str]:
+        """One item text of every row, for the picture that the last `scenes` gave.
+
+        Another wording at each call: parts left out for half of them, invented words in some.
+        """
+        return [line for part in self._parts for line in part.texts()]
+
     def texts(self) -> Texts:
-        """One text of every product, parts left out for half of them."""
-        texts: list[str] = []
-        for pool, ids in zip(self._maker.pools, self._products, strict=True):
-            texts += pool.pick_texts(ids, self._rng)
-        token_ids, token_mask = self._maker.tokenizer(texts)
-        return Texts(torch.from_numpy(token_ids), torch.from_numpy(token_mask))
+        """`lines` as tensors."""
+        return self._maker.tokenize(self.lines())

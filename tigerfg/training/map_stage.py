@@ -12,6 +12,8 @@ from tigerfg.training.batches import BatchMaker, Texts
 from tigerfg.training.distillation import map_loss
 from tigerfg.training.stages import Trainee
 
+WORDINGS = 8  # texts kept of every cached picture
+
 
 class FeatureCache:
     """Patch features of pictures that were encoded once by the frozen tower, in float16.
@@ -21,33 +23,31 @@ class FeatureCache:
 
     def __init__(self, trainee: Trainee, maker: BatchMaker, seed: int, rows: int, batch: int):
         self._maker = maker
-        features, masks, regions, products = [], [], [], []
+        features, masks, regions, lines = [], [], [], []
         model = trainee.model.eval()
         with torch.no_grad():
             for step in range(-(-rows // batch)):
-                scenes = maker.start(seed, step, batch).scenes()
+                draw = maker.start(seed, step, batch)
+                scenes = draw.scenes()
                 features.append(model.vision(scenes.pixels).half())
                 masks.append(scenes.mask)
                 regions.append(scenes.region)
-                products.append(scenes.products)
+                lines.append([draw.lines() for _ in range(WORDINGS)])
         model.train()
         self.features, self.masks = torch.cat(features), torch.cat(masks)
-        self.regions, self.products = torch.cat(regions), torch.cat(products)
+        self.regions = torch.cat(regions)
+        self.lines = [wordings for part in lines for wordings in zip(*part, strict=True)]
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor, Texts]:
         """`size` random rows: patches, patch mask, target region, and fresh texts."""
-        rows = torch.from_numpy(rng.integers(0, len(self.products), size))
-        pools, offsets = self._maker.pools, self._maker.offsets
-        texts: list[str] = []
-        for product in self.products[rows].tolist():
-            source = int(np.searchsorted(offsets, product, side="right")) - 1
-            texts += pools[source].pick_texts(np.array([product - offsets[source]]), rng)
-        token_ids, token_mask = self._maker.tokenizer(texts)
+        rows = torch.from_numpy(rng.integers(0, len(self.lines), size))
+        wordings = rng.integers(0, WORDINGS, size).tolist()
+        lines = [self.lines[row][n] for row, n in zip(rows.tolist(), wordings, strict=True)]
         return (
             self.features[rows].float(),
             self.masks[rows],
             self.regions[rows],
-            Texts(torch.from_numpy(token_ids), torch.from_numpy(token_mask)),
+            self._maker.tokenize(lines),
         )
 
 

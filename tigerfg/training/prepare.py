@@ -18,26 +18,10 @@ from tigerfg.benchmark.render import compose_scene, make_products, render_item, 
 from tigerfg.catalog import Item, read_items, read_queries
 from tigerfg.errors import InputError
 from tigerfg.images import check_box, letterbox, load_image
-from tigerfg.text import item_text
-from tigerfg.training.pool import Pool
+from tigerfg.training.pool import ARRAYS, Pool
+from tigerfg.training.texts import anchor_words, text_variants
 
-TEXT_VARIANTS = 4
 TWIN_WINDOW = 400
-
-
-def text_variants(item: Item, rng: np.random.Generator) -> list[str]:
-    """The item's full text, then TEXT_VARIANTS with parts left out, as real listings have them."""
-    texts = [item_text(item)]
-    for _ in range(TEXT_VARIANTS):
-        attributes = {k: v for k, v in item.attributes.items() if rng.random() < 0.6}
-        shorter = dataclasses.replace(
-            item,
-            attributes=attributes,
-            description=item.description if rng.random() < 0.4 else "",
-            category=item.category if rng.random() < 0.7 else "",
-        )
-        texts.append(item_text(shorter))
-    return texts
 
 
 @dataclasses.dataclass
@@ -47,7 +31,7 @@ class _Builder:
     query_size: int
     item_size: int
     rows: dict[str, list[Any]] = dataclasses.field(
-        default_factory=lambda: {f.name: [] for f in dataclasses.fields(Pool)}
+        default_factory=lambda: {name: [] for name in ARRAYS}
     )
 
     def crop(self, product: int, image: Image.Image) -> None:
@@ -67,7 +51,7 @@ class _Builder:
         self.rows["scene_boxes"].append(np.asarray(box) * scale)
         self.rows["other_boxes"].append(np.asarray(other if other else (0, 0, 0, 0)) * scale)
 
-    def pool(self, texts: list[list[str]], twins: Sequence[int]) -> Pool:
+    def pool(self, texts: list[list[str]], anchors: list[list[str]], twins: Sequence[int]) -> Pool:
         rows, q, s = self.rows, self.query_size, self.item_size
         return Pool(
             crops=np.asarray(rows["crops"], np.uint8).reshape(-1, q, q, 3),
@@ -80,6 +64,7 @@ class _Builder:
             other_boxes=np.asarray(rows["other_boxes"], np.float32).reshape(-1, 4),
             twins=np.asarray(twins, np.int32),
             texts=texts,
+            anchors=anchors,
         )
 
 
@@ -116,22 +101,20 @@ def rendered_pool(
             for name, values in rows.items():
                 builder.rows[name].extend(values)
     rng = np.random.default_rng((seed, 3))
-    texts = [
-        text_variants(
-            Item(
-                item_id=product.product_id,
-                image="",
-                title=product.title,
-                category=product.category,
-                attributes=product.attributes,
-                description=product.description,
-            ),
-            rng,
+    items = [
+        Item(
+            item_id=product.product_id,
+            image="",
+            title=product.title,
+            category=product.category,
+            attributes=product.attributes,
+            description=product.description,
         )
         for product in products
     ]
+    texts = [text_variants(item, rng) for item in items]
     twins = [index.get(p.twin_of, -1) for p in products]
-    return builder.pool(texts, twins)
+    return builder.pool(texts, [anchor_words(item) for item in items], twins)
 
 
 def _render_chunk(
@@ -225,11 +208,12 @@ def photo_pool(
     _add_cluttered(builder, directory, split, index)
     _add_collages(builder, photos, sprites, collages, rng, item_size)
     texts: list[list[str]] = [[] for _ in names]
+    anchors: list[list[str]] = [[] for _ in names]
     for item in items:
         product = index[str(item.extra["product_id"])]
         if not texts[product]:
-            texts[product] = text_variants(item, rng)
-    return builder.pool(texts, [-1] * len(names))
+            texts[product], anchors[product] = text_variants(item, rng), anchor_words(item)
+    return builder.pool(texts, anchors, [-1] * len(names))
 
 
 def _add_cluttered(builder: _Builder, directory: Path, split: str, index: dict[str, int]) -> None:
