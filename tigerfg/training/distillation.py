@@ -2,41 +2,81 @@
 
 The teacher is a frozen crop encoder (the query tower after the crop stages); it plays no part in
 inference. Mathematics: TIGER-FG (arXiv 2605.18434), README "The model".
+
+L_spatial (`dense_loss`, `map_loss`) is a mean over the rows that have a target region. Over
+several ranks the mean of the global batch is the ranks' means weighted by their `known_rows`.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tigerfg.errors import InputError
+from tigerfg.training.losses import in_full_precision
 
+# Below it a share of the map has no gradient. Far above the smallest float32 (1e-38), so that the
+# gradient 1/share does not overflow; the gradient of the logits behind the map stays below 1.
+LEAST_SHARE = 1e-30
+
+
+def known_rows(region: Tensor) -> Tensor:
+    """(B, N) target regions -> (B,) bool: the row has one; rows of zeros have none."""
+    return region.sum(dim=1) > 0
+
+
+@in_full_precision
 def map_loss(grounding_map: Tensor, region: Tensor) -> Tensor:
-    """KL(region ‖ map), the map half of L_spatial, in nats.
+    """KL(region ‖ map), the map half of L_spatial: mean_b Σ_n p_n (log p_n - log a_n), in nats.
 
     Args:
         grounding_map: (B, N), rows sum to 1. region: (B, N) soft target region, rows sum to 1
-            (a row of zeros is left out).
+            (a row of zeros is left out): `box_regions`, or `map_target_without_box`.
+
+    Returns:
+        The mean over the rows that have a region, a scalar; 0 if none has.
     """
-    known = region.sum(dim=1) > 0
-    log_map = grounding_map.float().clamp(min=1e-8).log()
-    log_region = region.clamp(min=1e-12).log()
-    divergence = (region * (log_region - log_map)).sum(dim=1)
-    return (divergence * known).sum() / known.sum().clamp(min=1)
+    log_map = grounding_map.clamp(min=LEAST_SHARE).log()
+    divergence = (torch.xlogy(region, region) - region * log_map).sum(dim=1)
+    return _mean_of_known(divergence, region)
 
 
-def map_target_without_box(teacher_crop: Tensor, teacher_patches: Tensor, tau: float) -> Tensor:
+def map_target_without_box(
+    teacher_crop: Tensor, teacher_patches: Tensor, tau: float, patch_mask: Tensor | None = None
+) -> Tensor:
     """Region for pictures without a box: softmax over patches of cos(teacher(crop), patch)/τ.
 
     Args:
-        teacher_crop: (B, D) pooled feature of the target's crop. teacher_patches: (B, N, D).
+        teacher_crop: (B, D) pooled feature of a crop of the target. teacher_patches: (B, N, D).
+        tau: temperature τ_p, above 0.
+        patch_mask: (B, N) bool, patches inside the picture: only they get a share. None: all.
+
+    Returns:
+        (B, N) in at least float32, rows sum to 1; a row whose mask is empty is all zero.
+
+    Raises:
+        InputError: tau is not above 0.
     """
-    cosine = torch.einsum(
-        "bd,bnd->bn", F.normalize(teacher_crop, dim=-1), F.normalize(teacher_patches, dim=-1)
-    )
-    return (cosine / tau).softmax(dim=1)
+    if not tau > 0:
+        raise InputError(f"tau: the temperature of the map's target is {tau}, it must be above 0")
+    return _softmax_of_cosines(teacher_crop, teacher_patches, tau, patch_mask)
 
 
+@in_full_precision
+def _softmax_of_cosines(
+    crop: Tensor, patches: Tensor, tau: float, patch_mask: Tensor | None
+) -> Tensor:
+    cosine = torch.einsum("bd,bnd->bn", F.normalize(crop, dim=-1), F.normalize(patches, dim=-1))
+    if patch_mask is None:
+        return (cosine / tau).softmax(dim=1)
+    # a finite filling: softmax of nothing but -inf would be NaN
+    return (cosine / tau).masked_fill(~patch_mask, -1e30).softmax(dim=1) * patch_mask
+
+
+@in_full_precision
 def dense_loss(
     patches: Tensor,
     boxes: Tensor,
@@ -47,22 +87,37 @@ def dense_loss(
 ) -> Tensor:
     """Cosine distance to the teacher's crop features, place by place: dense half of L_spatial.
 
+        mean_b Σ_n p_n (1 - cos(v_n, t(c_n)))
+
+    c_n is the centre of patch n in the target's crop, t the teacher's feature map of the crop,
+    bilinear between the centres of its valid patches and constant outside them.
+
     Args:
-        patches: (B, N, D) item patches of the student.
-        boxes: (B, 4) target boxes in pixels of the item input. region: (B, N), sums to 1.
+        patches: (B, N, D) item patches of the student, N a square number.
+        boxes: (B, 4) target boxes in pixels of the item input. region: (B, N), sums to 1; a row of
+            zeros is left out.
         teacher_map: (B, n, n, D) patch features of the target's crop.
         teacher_extents: (B, 2) valid (w, h) of the crops in pixels. patch: pixels a patch.
 
     Returns:
-        Scalar in [0, 2]: mean over the region's patches, then over items.
+        Scalar in [0, 2]: mean over the region's patches, then over items that have a region.
     """
-    grid, side = int(patches.shape[1] ** 0.5), teacher_map.shape[1]
-    centres = (torch.arange(grid, device=patches.device, dtype=torch.float32) + 0.5) * patch
-    scale = teacher_extents / (boxes[:, 2:] - boxes[:, :2])  # crop pixels per item pixel [B, 2]
-    x = (centres[None] - boxes[:, 0, None]) * scale[:, 0, None]
-    y = (centres[None] - boxes[:, 1, None]) * scale[:, 1, None]
+    grid, side = math.isqrt(patches.shape[1]), teacher_map.shape[1]
+    centres = (torch.arange(grid, device=patches.device, dtype=patches.dtype) + 0.5) * patch
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-3)  # a box without area has no region
+    scale = teacher_extents / sides  # crop pixels per item pixel [B, 2]
+    last = (teacher_extents - 0.5 * patch).clamp(min=0.5 * patch)  # centres of the last patches
+
+    def along(axis: int) -> Tensor:  # [B, grid]
+        place = (centres[None] - boxes[:, axis, None]) * scale[:, axis, None]
+        return torch.minimum(place, last[:, axis, None])
+
     places = torch.stack(
-        [x[:, None, :].expand(-1, grid, -1), y[:, :, None].expand(-1, -1, grid)], dim=-1
+        [
+            along(0)[:, None, :].expand(-1, grid, -1),
+            along(1)[:, :, None].expand(-1, -1, grid),
+        ],
+        dim=-1,
     )
     sampled = F.grid_sample(
         teacher_map.permute(0, 3, 1, 2),
@@ -71,23 +126,33 @@ def dense_loss(
         padding_mode="border",
         align_corners=False,
     )  # [B, D, grid, grid]
-    distance = 1.0 - F.cosine_similarity(patches, sampled.flatten(2).transpose(1, 2), dim=-1)
-    return (distance * region).sum(dim=1).mean()
+    sampled = sampled.flatten(2).transpose(1, 2)
+    distance = 1.0 - F.cosine_similarity(patches, sampled, dim=-1, eps=1e-6)
+    return _mean_of_known((distance * region).sum(dim=1), region)
 
 
+@in_full_precision
 def relation_loss(
     queries: Tensor, items: Tensor, teacher_queries: Tensor, teacher_items: Tensor, tau: float
 ) -> Tensor:
     """L_rel: KL between the teacher's and the student's query-item similarity structure.
 
-    softmax over items per query and over queries per item, both at temperature τ, averaged.
+        ½ mean_i [ KL(softmax_j(tq_i·tz_j/τ) ‖ softmax_j(q_i·z_j/τ)) + the same for items ]
+
+    Over several ranks give the gathered tensors of the global batch.
 
     Args:
         queries, items: student embeddings (B, E). teacher_queries, teacher_items: the teacher's
             embeddings of the query crops and of the items' target crops (B, E).
+        tau: temperature τ, above 0.
+
+    Returns:
+        A scalar in nats; 0 for an empty batch.
     """
-    student = queries.float() @ items.float().T / tau
-    teacher = teacher_queries.float() @ teacher_items.float().T / tau
+    if len(queries) == 0:
+        return queries.sum() * 0.0
+    student = queries @ items.T / tau
+    teacher = teacher_queries @ teacher_items.T / tau
 
     def divergence(s: Tensor, t: Tensor) -> Tensor:
         return F.kl_div(
@@ -95,3 +160,8 @@ def relation_loss(
         )
 
     return 0.5 * (divergence(student, teacher) + divergence(student.T, teacher.T))
+
+
+def _mean_of_known(values: Tensor, region: Tensor) -> Tensor:
+    known = known_rows(region)
+    return torch.where(known, values, 0.0).sum() / known.sum().clamp(min=1)

@@ -11,39 +11,42 @@ def box_regions(boxes: Tensor, grid: int, patch: int) -> Tensor:
     """Soft overlap of every patch with a box, normalised to sum 1.
 
     Args:
-        boxes: (B, 4) float x0, y0, x1, y1 in pixels of the network's input; x1 > x0, y1 > y0.
+        boxes: (B, 4) float x0, y0, x1, y1 in pixels of the network's input.
         grid: patches a side. patch: pixels a patch.
 
     Returns:
-        (B, grid * grid) float32; a box thinner than a patch still has its overlap.
+        (B, grid * grid) float32; a box thinner than a patch still has its overlap. Zeros for a box
+        without area, outside the picture, or with a number that is not finite.
     """
     edges = torch.arange(grid, device=boxes.device, dtype=torch.float32) * patch
-    boxes = boxes.float()
+    finite = boxes.isfinite().all(dim=1, keepdim=True)
+    boxes = torch.where(finite, boxes, 0.0).float()
 
-    def overlap(low: Tensor, high: Tensor) -> Tensor:  # [B] -> [B, grid]
+    def shares(low: Tensor, high: Tensor) -> Tensor:  # [B] -> [B, grid]
         left = torch.maximum(edges[None], low[:, None])
         right = torch.minimum(edges[None] + patch, high[:, None])
-        return (right - left).clamp(min=0.0)
+        overlap = (right - left).clamp(min=0.0)
+        total = overlap.sum(dim=1, keepdim=True)
+        return overlap / torch.where(total > 0, total, 1.0)
 
-    area = (
-        overlap(boxes[:, 1], boxes[:, 3])[:, :, None] * overlap(boxes[:, 0], boxes[:, 2])[:, None]
-    )
-    flat = area.flatten(1)
-    return flat / flat.sum(dim=1, keepdim=True).clamp(min=1e-6)
+    rows, columns = shares(boxes[:, 1], boxes[:, 3]), shares(boxes[:, 0], boxes[:, 2])
+    return (rows[:, :, None] * columns[:, None, :]).flatten(1)
 
 
 def crop_boxes(pixels: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Cut boxes out of normalised pictures, letterboxed at the top left like serving does.
 
     Args:
-        pixels: (B, 3, S, S) normalised. boxes: (B, 4) in pixels. size: side of the crops.
+        pixels: (B, 3, S, S) normalised. boxes: (B, 4) in pixels, inside the picture; one without
+            area gives a crop of zeros. size: side of the crops.
 
     Returns:
         crops (B, 3, size, size), zero outside the box; extents (B, 2) float: valid (w, h).
     """
     side = pixels.shape[-1]
     wide, high = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    step = torch.maximum(wide, high) / size  # input pixels per crop pixel
+    # input pixels per crop pixel
+    step = (torch.maximum(wide, high) / size).clamp(min=1e-6)
     places = torch.arange(size, device=pixels.device, dtype=torch.float32) + 0.5
     x = boxes[:, 0, None] + places[None] * step[:, None]
     y = boxes[:, 1, None] + places[None] * step[:, None]
