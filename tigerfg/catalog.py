@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -157,10 +157,11 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if not raw.strip():
                 continue
-            yield number, _parse_object(raw)
+            yield number, parse_object(raw)
 
 
-def _parse_object(raw: bytes | str) -> dict[str, Any] | str:
+def parse_object(raw: bytes | str) -> dict[str, Any] | str:
+    """The JSON object of one line (strict: no NaN), or what is wrong with it."""
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
         value = json.loads(text, parse_constant=_refuse_constant)
@@ -180,19 +181,28 @@ def _refuse_constant(name: str) -> None:
 def _read_csv(file: Path) -> Iterator[Row]:
     # Undecodable bytes become lone surrogates, which validation reports for their own row only.
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        rows = csv.DictReader(stream, strict=True)
-        while True:
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                yield rows.line_num, f"not valid csv: {error}"
-                continue
-            if row is None:
-                return
-            if None in row:
-                yield rows.line_num, f"more cells than the {len(rows.fieldnames or ())} columns"
-                continue
-            yield rows.line_num, _parse_cells({k: v for k, v in row.items() if v})
+        for line, row in csv_rows(stream):
+            if not isinstance(row, str):
+                row = _parse_cells({key: value for key, value in row.items() if value})
+            yield line, row
+
+
+def csv_rows(lines: Iterable[str]) -> Iterator[Row]:
+    """Rows of a csv file with a header: the line where each ends, and its cells by column (None
+    where a row is too short) or what is wrong with it."""
+    rows = csv.DictReader(lines, strict=True)
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            yield rows.line_num, f"not valid csv: {error}"
+            continue
+        if row is None:
+            return
+        if None in row:
+            yield rows.line_num, f"more cells than the {len(rows.fieldnames or ())} columns"
+            continue
+        yield rows.line_num, row
 
 
 def _parse_cells(row: dict[str, Any]) -> dict[str, Any] | str:
