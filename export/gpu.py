@@ -111,7 +111,7 @@ class GpuGraphs:
                 lose most.
         """
         protos = {"tower": proto}
-        if self._model.config.item_tower == "grounded":
+        if self._model.config.fused_tail:
             protos["backbone"] = tower_graph(self._model, tower, "backbone")
         for precision in precisions:
             self._say(f"{tower} tower: converting to {precision}")

@@ -87,8 +87,8 @@ def check_arrays(model: TigerFG, samples: Samples) -> dict[str, np.ndarray]:
 
 def unserved(model: TigerFG, dtype: str, sms: tuple[int, ...]) -> str | None:
     """Why a model's tails have no kernels for some GPU of `sms` (none: any); None if they have."""
-    if model.config.item_tower != "grounded":
-        return f"the item tower is {model.config.item_tower}"
+    if not model.config.fused_tail:
+        return "an ablation that the kernels do not compute"
     kernels = ModelKernels(dtype=dtype, **model_shape(model)._asdict())
     if unknown := [sm for sm in sms if architecture(sm) is None]:
         return f"no kernels for compute capability {unknown[0] / 10}"

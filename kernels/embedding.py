@@ -25,9 +25,9 @@ from tigerfg.kernels.tuning import architecture
 
 def project_values_reference(p: Tensor, w_v: Tensor, w_o: Tensor, heads: int) -> Tensor:
     """g = W_o concat_h(W_v^h mean_m p_m^h): p (B, H·M, D), W_v and W_o (D, D) -> (B, D)."""
-    batch, _, width = p.shape
-    p = p.view(batch, heads, -1, width).mean(dim=2)  # [B, H, D]
-    c = w_v.view(heads, -1, width) @ p[..., None]  # [B, H, d, 1]
+    batch, queries, width = p.shape
+    p = p.view(batch, heads, queries // heads, width).mean(dim=2)  # [B, H, D]
+    c = w_v.view(heads, width // heads, width) @ p[..., None]  # [B, H, d, 1]
     return c.reshape(batch, width) @ w_o.T
 
 

@@ -90,7 +90,8 @@ def grounding_cases(draw):
 def test_absorbed_form_is_the_usual_form(case):
     torch.manual_seed(case["seed"])
     text_width, width = 6, case["width"]
-    module = TextGuidedGrounding(width, text_width, case["heads"], case["queries_per_head"])
+    config = GroundingConfig(case["heads"], case["queries_per_head"])
+    module = TextGuidedGrounding(width, text_width, config)
     module = module.double().requires_grad_(False)
     for parameter in module.parameters():
         parameter.copy_(torch.randn_like(parameter) / width**0.5)
@@ -104,7 +105,7 @@ def test_absorbed_form_is_the_usual_form(case):
     pooled, maps = grounding_reference(found.queries, patches, patch_mask)
     pooled = project_values_reference(pooled, module.w_v, module.w_o, module.heads)
     found_map = maps.mean(dim=1)
-    weights, texts = module.token_features(tokens, token_mask)
+    weights, _, texts = module.token_features(tokens, token_mask)
     g, grounding_map = projected_grounding(module, patches, patch_mask, texts)
     size = max(1.0, float(patches.abs().max()))  # float64, relative to the patches
     torch.testing.assert_close(pooled, g, rtol=0, atol=1e-12 * size)
@@ -141,11 +142,11 @@ def test_without_a_valid_patch_everything_is_zero():
 
 def test_at_the_start_values_and_outputs_pass_through():
     torch.manual_seed(1)
-    module = TextGuidedGrounding(12, 5, heads=3, queries_per_head=2).double()
+    module = TextGuidedGrounding(12, 5, GroundingConfig(heads=3, queries_per_head=2)).double()
     patches, tokens = torch.randn(2, 9, 12).double(), torch.randn(2, 4, 5).double()
     patch_mask = torch.ones(2, 9, dtype=torch.bool)
     token_mask = torch.ones(2, 4, dtype=torch.bool)
-    _, texts = module.token_features(tokens, token_mask)
+    _, _, texts = module.token_features(tokens, token_mask)
     pooled, _ = grounding_reference(module.absorbed_queries(texts), patches, patch_mask)
     heads = pooled.view(2, 3, 2, 12).mean(dim=2)  # [B, H, D]: the two queries of a head averaged
     expected = torch.cat([heads[:, h, 4 * h : 4 * h + 4] for h in range(3)], dim=-1)
@@ -237,6 +238,14 @@ def test_padding_a_text_changes_nothing():
     )
 
 
+def test_an_empty_batch_gives_empty_outputs():
+    for changes in ({}, {"pool": "attention"}, {"item_tower": "global"}):
+        model = build(CONV, **changes)
+        nothing = [value[:0] for value in tensors(inputs(CONV, "item", 1))]
+        assert [len(value) for value in model.encode_item(*nothing)] == [0, 0, 0]
+        assert model.encode_query(*nothing[:2]).shape == (0, 32)
+
+
 def test_an_item_does_not_depend_on_its_neighbours_in_the_batch():
     model = build(CONV)
     feeds = inputs(CONV, "item", 4)
@@ -292,6 +301,18 @@ def test_unsuitable_configurations_are_refused():
         replace(CONV, grounding=GroundingConfig(heads=7))
     with pytest.raises(InputError, match="query_size: 33"):
         replace(CONV, query_size=33)
+    with pytest.raises(InputError, match=r"pool: 'max' is unknown; choose mean or attention"):
+        replace(CONV, pool="max")
+    with pytest.raises(InputError, match="item_tower: 'local'"):
+        replace(CONV, item_tower="local")
+    for wrong in ({"heads": 0}, {"queries_per_head": 0}):
+        with pytest.raises(InputError, match=rf"grounding\.{next(iter(wrong))}: 0"):
+            GroundingConfig(**wrong)
+    for wrong in ({"guidance": "none"}, {"token_pooling": "never"}):
+        with pytest.raises(InputError, match=rf"grounding\.{next(iter(wrong))}: '"):
+            GroundingConfig(**wrong)
+    with pytest.raises(InputError, match=r"grounding\.token_pooling: .* choose before"):
+        GroundingConfig(guidance="learned", token_pooling="after")
     with pytest.raises(InputError, match=r"vision\.patch"):
         build_backbone(VisionConfig(patch=16))
     wrong = VisionConfig(type="hf", width=64, patch=16, hf_config=DINOV3_SMALL)
@@ -397,6 +418,9 @@ def test_config_survives_json():
     for config in (CONV, HF, preset("tiny"), preset("base")):
         assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert ModelConfig().text == TextConfig()
+    older = preset("tiny").to_dict()  # as checkpoints were written before there were ablations
+    del older["grounding"]["guidance"], older["grounding"]["token_pooling"]
+    assert ModelConfig.from_dict(older) == preset("tiny")
 
 
 def test_training_reaches_every_part():

@@ -49,10 +49,35 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class GroundingConfig:
-    """Text-guided grounding: H heads, M text queries a head; keys are layer-normalised patches."""
+    """Text-guided grounding: H heads, M text queries a head; keys are layer-normalised patches.
+
+    The defaults are the method; the other values are its ablations.
+
+    Attributes:
+        heads, queries_per_head: H and M.
+        guidance: "text": the item's text makes the queries; "learned": they are parameters, and
+            the text enters through `gate_text` only.
+        token_pooling: "before": the text is pooled into the queries before the softmax over the
+            patches; "after": every token makes a query of each head, and their maps are averaged
+            with the token weights.
+    """
 
     heads: int = 5
     queries_per_head: int = 1
+    guidance: Literal["text", "learned"] = "text"
+    token_pooling: Literal["before", "after"] = "before"
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "queries_per_head"):
+            if getattr(self, name) < 1:
+                raise InputError(f"grounding.{name}: {getattr(self, name)}; give at least 1")
+        _check_choice(self, "grounding.guidance", ("text", "learned"))
+        _check_choice(self, "grounding.token_pooling", ("before", "after"))
+        if self.guidance == "learned" and self.token_pooling == "after":
+            raise InputError(
+                "grounding.token_pooling: tokens make no maps where grounding.guidance is "
+                "learned; choose before"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,6 +97,8 @@ class ModelConfig:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
+        _check_choice(self, "pool", ("mean", "attention"))
+        _check_choice(self, "item_tower", ("grounded", "global"))
         if self.vision.width % self.grounding.heads:
             raise InputError(
                 f"grounding.heads: {self.grounding.heads} does not divide the model width "
@@ -95,6 +122,11 @@ class ModelConfig:
             interpolation="bilinear",
         )
 
+    @property
+    def fused_tail(self) -> bool:
+        """Whether `tigerfg.kernels.grounded_embedding` computes this item tower."""
+        return self.item_tower == "grounded" and self.grounding.token_pooling == "before"
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -110,6 +142,12 @@ class ModelConfig:
             return cls(**data)
         except (KeyError, TypeError) as error:
             raise InputError(f"config.json: {error}; is it a tigerfg checkpoint?") from error
+
+
+def _check_choice(config: object, field: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, field.rpartition(".")[2])
+    if value not in choices:
+        raise InputError(f"{field}: {value!r} is unknown; choose {' or '.join(choices)}")
 
 
 DINOV3_VITB16: dict[str, Any] = {

@@ -25,7 +25,9 @@ class TextBlock(nn.Module):
 
     def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         batch, length, width = x.shape
-        qkv = self.qkv(self.norm_attention(x)).view(batch, length, 3, self.heads, -1)
+        qkv = self.qkv(self.norm_attention(x)).view(
+            batch, length, 3, self.heads, width // self.heads
+        )
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, L, d]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
         x = x + self.out(y.transpose(1, 2).reshape(batch, length, width))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tigerfg.errors import InputError
 from tigerfg.kernels import (
     TailWeights,
     attention_pool_reference,
@@ -16,10 +17,11 @@ from tigerfg.kernels import (
     grounding,
     masked_mean_reference,
     pooled_embedding,
+    project_values_reference,
 )
 from tigerfg.model.backbones import build_backbone
 from tigerfg.model.config import ModelConfig
-from tigerfg.model.grounding import TextGuidedGrounding
+from tigerfg.model.grounding import Guidance, TextGuidedGrounding, average_token_maps
 from tigerfg.model.huggingface import configuration
 from tigerfg.model.text_encoder import build_text_encoder
 
@@ -91,9 +93,7 @@ class TigerFG(nn.Module):
         self.pool = PatchPool(width, config.pool)
         self.head = EmbeddingHead(width, config.embedding_dim)
         self.text = build_text_encoder(config.text, pretrained)
-        self.grounding = TextGuidedGrounding(
-            width, self.text.width, config.grounding.heads, config.grounding.queries_per_head
-        )
+        self.grounding = TextGuidedGrounding(width, self.text.width, config.grounding)
         self.gate_pool = nn.Parameter(torch.zeros(width))
         self.gate_text = nn.Parameter(torch.zeros(width))
         self.config = self._self_contained(config) if pretrained else config
@@ -106,6 +106,32 @@ class TigerFG(nn.Module):
             if getattr(config, name).type == "hf"
         }
         return replace(config, **parts)
+
+    def start_from(self, other: TigerFG) -> list[str]:
+        """Take another model's weights, so that an ablation begins with the method's towers.
+
+        Only the grounding may differ: what has no counterpart of the same shape stays as it is.
+
+        Returns:
+            The names of this model's parameters that stayed, sorted.
+
+        Raises:
+            InputError: something else than the grounding differs.
+        """
+        own, weights = self.state_dict(), other.state_dict()
+        differing = {
+            name
+            for name in own.keys() | weights.keys()
+            if name not in own or name not in weights or own[name].shape != weights[name].shape
+        }
+        if wrong := sorted(name for name in differing if not name.startswith("grounding.")):
+            raise InputError(
+                f"init: {wrong[0]} differs between the two models; only grounding may: take the "
+                "other sizes from the checkpoint's config.json"
+            )
+        same = {name: value for name, value in weights.items() if name not in differing}
+        self.load_state_dict(same, strict=False)
+        return sorted(differing & own.keys())
 
     def encode_query(self, pixels: Tensor, patch_mask: Tensor) -> Tensor:
         """pixels (B, 3, S, S) float, patch_mask (B, N) bool -> embeddings (B, E), norm 1."""
@@ -132,7 +158,16 @@ class TigerFG(nn.Module):
         return self.ground(self.vision(pixels), patch_mask, token_ids, token_mask)
 
     def tail_inputs(self, pixels: Tensor, token_ids: Tensor, token_mask: Tensor) -> TailInputs:
-        """The item tower up to its fused tail; arguments as for `encode_item`."""
+        """The item tower up to its fused tail; arguments as for `encode_item`.
+
+        Raises:
+            InputError: a model whose item tower the fused tail does not compute.
+        """
+        if not self.config.fused_tail:
+            raise InputError(
+                "export: this ablation (item_tower, grounding.token_pooling) has no fused tail; "
+                "export the whole tower"
+            )
         guidance = self.grounding(self.text(token_ids, token_mask), token_mask)
         queries = guidance.queries
         if self.pool.query is not None:
@@ -146,7 +181,17 @@ class TigerFG(nn.Module):
     ) -> Tensor:
         """The map alone, (B, N): patches (B, N, D) and text as for `ground`."""
         guidance = self.grounding(self.text(token_ids, token_mask), token_mask)
+        if guidance.query_weights is not None:
+            return self._attend_per_token(guidance, patches, patch_mask)[1]
         return grounding(guidance.queries.to(patches.dtype), patches, patch_mask)[1]
+
+    def _attend_per_token(
+        self, guidance: Guidance, patches: Tensor, patch_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Pooled patches of every head (B, H, D) and the map (B, N) of token pooling "after"."""
+        queries = guidance.queries.to(patches.dtype)
+        pooled, maps = grounding(queries, patches, patch_mask, per_query=True)
+        return average_token_maps(pooled, maps, guidance.query_weights, self.grounding.heads)
 
     def ground(
         self, patches: Tensor, patch_mask: Tensor, token_ids: Tensor, token_mask: Tensor
@@ -158,6 +203,13 @@ class TigerFG(nn.Module):
             flat = patch_mask.to(fused.dtype)
             flat = flat / flat.sum(dim=1, keepdim=True).clamp(min=1.0)
             return ItemOutput(self.head(fused), flat, guidance.token_weights)
+        if guidance.query_weights is not None:
+            heads, grounding_map = self._attend_per_token(guidance, patches, patch_mask)
+            w_v, w_o = self.grounding.w_v, self.grounding.w_o
+            fused = project_values_reference(heads, w_v, w_o, self.grounding.heads)
+            fused = fused + self.gate_pool * self.pool(patches, patch_mask)
+            fused = fused + self.gate_text * guidance.text
+            return ItemOutput(self.head(fused), grounding_map, guidance.token_weights)
         dtype = patches.dtype  # under autocast parameters and activations differ
         parameters = (self.grounding.w_v, self.grounding.w_o, self.gate_pool, self.gate_text)
         weights = TailWeights(*(p.to(dtype) for p in (*parameters, *self.head.weights)))
