@@ -67,7 +67,7 @@ def info_nce(
         The mean loss, a scalar in nats; 0 for an empty batch.
     """
     if len(queries) == 0:
-        return queries.sum() * 0.0
+        return (queries.sum() + items.sum()) * 0.0
     logits = logit_scale * (queries @ items.T)  # [B, B]
     duplicate = products[:, None] == products[None, :]
     duplicate.fill_diagonal_(False)
