@@ -120,7 +120,7 @@ def write_html(rows: Sequence[SheetRow], path: str | os.PathLike[str], title: st
     """
     body = []
     for row in _checked(rows):
-        query = _data_uri(_query_picture(row))
+        query = data_uri(_query_picture(row))
         verdict = html.escape(_verdict(row))
         tiles = [
             f'<figure class="query"><img src="{query}" alt="query">'
@@ -129,12 +129,12 @@ def write_html(rows: Sequence[SheetRow], path: str | os.PathLike[str], title: st
         ]
         for rank, hit in enumerate(row.hits, start=1):
             picture = _item_picture(hit)
-            heat = _data_uri(heat_overlay(hit.grounding_map, picture.size))
+            heat = data_uri(heat_overlay(hit.grounding_map, picture.size))
             right = row.correct is not None and hit.item_id in row.correct
             name, detail = (html.escape(text) for text in _describe(hit))
             tiles.append(
                 f'<figure class="{"hit right" if right else "hit"}"><div>'
-                f'<img src="{_data_uri(picture)}" alt="{name}">'
+                f'<img src="{data_uri(picture)}" alt="{name}">'
                 f'<img class="heat" src="{heat}" alt="grounding map"></div>'
                 f"<figcaption><b>{html.escape(_headline(rank, hit))}</b><br>{name}<br>"
                 f"<small>{detail}</small></figcaption></figure>"
@@ -222,7 +222,7 @@ def _write_lines(draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence
         draw.text(place, text, fill=INK if number < 2 else PALE, font=font)
 
 
-def _data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image) -> str:
     """The picture as a data address: JPEG, or PNG where it has transparency."""
     buffer = io.BytesIO()
     if picture.mode == "RGBA":

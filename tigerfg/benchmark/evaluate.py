@@ -1,4 +1,4 @@
-"""Evaluate a bundle on a directory of ``items.jsonl`` and ``queries.jsonl``, in memory.
+"""Evaluate a bundle on items and queries, in memory.
 
 Everything is encoded once and compared by one matrix product: no catalogue is written and no
 approximate index is involved, so the numbers are those of the model alone.
@@ -9,329 +9,253 @@ Modes, all from the towers of the same bundle:
 - ``text``: the item tower on a blank picture: what the text alone tells a model;
 - ``global``: the query tower on the whole item picture, no text, no grounding;
 - ``oracle``: the query tower on the item picture cropped to its target box, as a perfect detector
-  would do (items without a box: the whole picture). Reference rows, not products.
+  would do;
+- ``detect``: the same with the boxes of a detector, see `boxsource`; its own cost is not counted.
+
+An item without a box is taken whole. All but ``item`` are reference rows, not products.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
-from PIL import Image
 
-from tigerfg.benchmark import metrics
-from tigerfg.catalog import Item, Query, Rejected, read_items, read_queries
-from tigerfg.encoder import EncodedItem, Encoder
+from tigerfg.benchmark import distractors, metrics
+from tigerfg.benchmark.boxsource import BoxSource, true_boxes
+from tigerfg.benchmark.cost import Flops
+from tigerfg.benchmark.evaluation import (
+    Answers,
+    Cost,
+    CurvePoint,
+    Evaluation,
+    Mode,
+    Scores,
+    named_intervals,
+)
+from tigerfg.benchmark.gallery import (
+    EncodedQueries,
+    Gallery,
+    OnMap,
+    encode_gallery,
+    encode_queries,
+)
+from tigerfg.benchmark.selection import (
+    Selection,
+    correct_ids,
+    excluded_ids,
+    kind_of,
+    product_numbers,
+)
+from tigerfg.encoder import Encoder
 from tigerfg.engines.cpu import cpu
 from tigerfg.errors import InputError
-from tigerfg.images import ImageSource
 from tigerfg.text import item_text
 
-Mode = Literal["item", "text", "global", "oracle"]
-RECALLS = (1, 5, 10)
-CHUNK = 256  # pictures between two progress reports
-SCORE_ROWS = 1024  # queries per block of the score matrix
+if TYPE_CHECKING:
+    from tigerfg.benchmark.datasets import EvalSet
 
-EXIF_ORIENTATION = 0x0112
+SCORES = 1 << 25  # of the score matrix held at a time, 128 MiB
 
 Progress = Callable[[int, "int | None"], None]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Retrieval metrics of a set of queries, each in [0, 1]; NaN where there is no query."""
+class Row(NamedTuple):
+    """One way to embed the items: a row of the table.
 
-    queries: int
-    recall: dict[int, float]
-    map: float
-
-    @classmethod
-    def of(cls, ranks: Sequence[np.ndarray]) -> Scores:
-        recall = {k: metrics.recall_at_k(ranks, k) for k in RECALLS}
-        return cls(len(ranks), recall, metrics.mean_average_precision(ranks))
-
-
-@dataclass(frozen=True)
-class Grounding:
-    """How well the grounding maps find the target boxes of ``items`` items.
-
-    ``pointing``: share of maps whose strongest cell lies in the box; ``mass``: mean share of the
-    map inside the box; ``chance``: mean share of the picture inside the box, the value of both for
-    a map that knows nothing.
+    Attributes:
+        mode: see the module's text.
+        boxes: of mode ``detect``, which needs them.
+        on_map: called with every item that has a target box and its grounding map (h, w).
     """
 
-    items: int
-    pointing: float
-    mass: float
-    chance: float
-
-
-@dataclass
-class Evaluation:
-    """Result of :func:`evaluate` with its conditions."""
-
-    directory: str
-    mode: Mode
-    split: str | None
-    overall: Scores
-    per_kind: dict[str, Scores]
-    grounding: Grounding | None
-    items: int
-    queries: int
-    queries_without_item: int
-    text_words: float
-    seconds_items: float
-    seconds_queries: float
-    conditions: dict[str, Any]
-    rejected_items: list[Rejected] = field(default_factory=list)
-    rejected_queries: list[Rejected] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
+    mode: Mode = "item"
+    boxes: BoxSource | None = None
+    on_map: OnMap | None = None
 
 
 def evaluate(
-    directory: str | Path,
+    data: str | Path | EvalSet,
     encoder: Encoder,
     *,
     mode: Mode = "item",
+    boxes: BoxSource | None = None,
+    on_map: OnMap | None = None,
+    **options: Any,
+) -> Evaluation:
+    """:func:`evaluate_rows` with a single row; ``options`` are its keyword arguments."""
+    return next(evaluate_rows(data, encoder, [Row(mode, boxes, on_map)], **options))
+
+
+def evaluate_rows(
+    data: str | Path | EvalSet,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    *,
     split: str | None = None,
     query_kinds: Iterable[str] = (),
     item_filter: Mapping[str, str] | None = None,
+    gallery_sizes: Sequence[int] = (),
+    flops: Flops | None = None,
     progress: Progress | None = None,
-) -> Evaluation:
-    """Recall@1/5/10 and mAP of a bundle on one data directory.
+) -> Iterator[Evaluation]:
+    """Recall@1/5/10 and mAP of a bundle on one set of items and queries.
+
+    A query's field ``exclude_item_id``, an id or a list of ids, names items that it does not
+    search: its own picture where pictures are searched among themselves.
 
     Args:
-        directory: holds ``items.jsonl`` and ``queries.jsonl``; unknown fields are ignored.
+        data: a directory that holds ``items.jsonl`` and ``queries.jsonl``, whose unknown fields are
+            ignored, or what `tigerfg.benchmark.datasets.load_dataset` read.
         encoder: the bundle's towers on an engine.
-        mode: how items are embedded, see the module's text.
-        split: keep only items and queries whose field ``split`` has this value.
+        rows: how items are embedded; each gives an evaluation, the queries are encoded once.
+        split: keep only a directory's items and queries whose field ``split`` has this value.
         query_kinds: keep only queries whose field ``query_kind`` is one of these; all if empty.
         item_filter: keep only items whose fields, compared as text, have these values.
+        gallery_sizes: sizes of smaller galleries at which Recall@1 is given too.
+        flops: what `cost.count_flops` counted, for the result's cost.
         progress: called with (pictures done, total).
 
-    Returns:
-        The scores. Queries whose correct items are all missing from the filtered gallery are
-        counted in ``queries_without_item`` and left out; broken items and queries are listed.
+    Yields:
+        The scores of each row. Queries whose correct items are all missing from the filtered
+        gallery are counted in ``queries_without_item`` and left out; broken items and queries are
+        listed.
 
     Raises:
         InputError: the files are missing, or no item or no query is left to evaluate.
     """
-    directory = Path(directory)
-    if mode not in get_args(Mode):
-        raise InputError(f"mode: {mode!r} is none of {', '.join(get_args(Mode))}")
-    bad_items: list[Rejected] = []
-    bad_queries: list[Rejected] = []
-    wanted = dict(item_filter or {}) | ({"split": split} if split else {})
-    queries = list(read_queries(directory, on_reject=bad_queries.append))
-    queries = _select(queries, {"split": split} if split else {}, "query")
-    items = _select(list(read_items(directory, on_reject=bad_items.append)), wanted, "item")
-    kinds = set(query_kinds)
-    if kinds:
-        found = {_kind(query) for query in queries}
-        if not kinds <= found:
-            raise InputError(
-                f"{directory}: no query has query_kind {', '.join(sorted(kinds - found))}; "
-                f"there are {', '.join(sorted(found))}"
-            )
-        queries = [query for query in queries if _kind(query) in kinds]
-    known = {item.item_id for item in items}
-    answerable = [query for query in queries if known.intersection(query.item_ids)]
-    without_item = len(queries) - len(answerable)
+    rows = [row._replace(boxes=_boxes_for(row.mode, row.boxes)) for row in rows]
+    if gallery_sizes and min(gallery_sizes) < 1:
+        raise InputError(f"gallery size {min(gallery_sizes)} is not at least 1")
+    if isinstance(data, (str, Path)):
+        chosen = Selection.read(Path(data), split)
+    else:
+        chosen = Selection.of(data)
+    chosen.restrict(item_filter or {}, query_kinds)
+    known = {item.item_id for item in chosen.items}
+    answerable = [query for query in chosen.queries if known.intersection(correct_ids(query))]
     if not answerable:
-        raise InputError(f"{directory}: no query has one of its item_ids among the items left")
+        raise InputError(f"{chosen.name}: no query has one of its item_ids among the items left")
 
-    total = len(items) + len(answerable)
-    report = progress or (lambda done, total: None)
-    started = time.perf_counter()
-    gallery = _encode_gallery(items, encoder, mode, lambda done: report(done, total))
-    seconds_items = time.perf_counter() - started
-    bad_items += gallery.rejected
-    started = time.perf_counter()
-    asked, vectors, broken = _encode_queries(
-        answerable, encoder, lambda done: report(len(items) + done, total)
-    )
-    seconds_queries = time.perf_counter() - started
-    bad_queries += broken
+    total, done = len(answerable) + len(rows) * len(chosen.items), 0
 
-    column = {item.item_id: number for number, item in enumerate(gallery.items)}
-    relevant = [[column[i] for i in query.item_ids if i in column] for query in asked]
-    kept = [number for number, own in enumerate(relevant) if own]
-    without_item += len(asked) - len(kept)
-    if not kept:
-        raise InputError(f"{directory}: no query is left: no correct item could be encoded")
-    ranks = _ranks(vectors[kept], gallery.vectors, [relevant[number] for number in kept])
-    kind_of = np.array([_kind(asked[number]) for number in kept])
-    per_kind = {
-        str(kind): Scores.of([r for r, own in zip(ranks, kind_of == kind, strict=True) if own])
-        for kind in np.unique(kind_of)
-    }
+    def report(now: int) -> None:
+        if progress:
+            progress(done + now, total)
+
+    queries = encode_queries(answerable, encoder, report)
+    conditions = _conditions(encoder, chosen, query_kinds)
+    done += len(answerable)
+    for row in rows:
+        gallery = encode_gallery(chosen.items, encoder, row.mode, row.boxes, report, row.on_map)
+        done += len(chosen.items)
+        yield _result(row, chosen, queries, gallery, gallery_sizes, flops, conditions)
+
+
+def _result(
+    row: Row,
+    chosen: Selection,
+    queries: EncodedQueries,
+    gallery: Gallery,
+    gallery_sizes: Sequence[int],
+    flops: Flops | None,
+    conditions: dict[str, Any],
+) -> Evaluation:
+    answers = _answers(queries, gallery)
+    if not len(answers):
+        raise InputError(f"{chosen.name}: no query is left: no correct item could be encoded")
+    values, products, kinds = answers.values(), np.array(answers.product), np.array(answers.kind)
     return Evaluation(
-        directory=str(directory),
-        mode=mode,
-        split=split,
-        overall=Scores.of(ranks),
-        per_kind=per_kind,
+        directory=chosen.directory,
+        data=chosen.name,
+        data_digest=chosen.digest(),
+        mode=row.mode,
+        boxes=row.boxes.label if row.boxes and row.mode == "detect" else None,
+        split=chosen.split,
+        overall=Scores.of(values, products),
+        per_kind={
+            str(kind): Scores.of(values[kinds == kind], products[kinds == kind])
+            for kind in np.unique(kinds)
+        },
         grounding=gallery.grounding(),
         items=len(gallery.items),
-        queries=len(kept),
-        queries_without_item=without_item,
-        text_words=float(np.mean([len(item_text(item).split()) for item in items])),
-        seconds_items=seconds_items,
-        seconds_queries=seconds_queries,
-        conditions=_conditions(encoder, wanted, kinds),
-        rejected_items=bad_items,
-        rejected_queries=bad_queries,
+        items_without_box=gallery.without_box,
+        queries=len(answers),
+        queries_without_item=len(chosen.queries) - len(queries.rejected) - len(answers),
+        text_words=float(np.mean([len(item_text(item).split()) for item in chosen.items])),
+        seconds_items=gallery.seconds,
+        seconds_queries=queries.seconds,
+        cost=_cost(row.mode, gallery, queries, flops),
+        curve=_curve(answers, products, gallery_sizes),
+        conditions=conditions,
+        answers=answers,
+        notes=chosen.notes,
+        rejected_items=chosen.rejected_items + gallery.rejected,
+        rejected_queries=chosen.rejected_queries + queries.rejected,
     )
 
 
-class _Gallery:
-    """Encoded items with their embeddings, and how well their maps point."""
-
-    def __init__(self, width: int) -> None:
-        self.items: list[Item] = []
-        self.rejected: list[Rejected] = []
-        self._width, self._vectors = width, []
-        self._pointing, self._mass, self._chance = [], [], []
-
-    @property
-    def vectors(self) -> np.ndarray:
-        """Embeddings float32 (G, E)."""
-        return _stack(self._vectors, self._width)
-
-    def add(self, item: Item, vector: np.ndarray) -> None:
-        self.items.append(item)
-        self._vectors.append(vector)
-
-    def ground(self, item: Item, grid: np.ndarray) -> None:
-        """Compare a map (h, w) with the item's target box, if it has one."""
-        size = _upright_size(item.image)
-        if item.target_box is None or size is None:
-            return
-        self._pointing.append(metrics.points_inside(grid, item.target_box, size))
-        self._mass.append(metrics.mass_inside(grid, item.target_box, size))
-        self._chance.append(metrics.box_share(item.target_box, size))
-
-    def grounding(self) -> Grounding | None:
-        if not self._pointing:
-            return None
-        means = (float(np.mean(v)) for v in (self._pointing, self._mass, self._chance))
-        return Grounding(len(self._pointing), *means)
+def _boxes_for(mode: Mode, boxes: BoxSource | None) -> BoxSource | None:
+    if mode not in get_args(Mode):
+        raise InputError(f"mode: {mode!r} is none of {', '.join(get_args(Mode))}")
+    if mode == "detect" and boxes is None:
+        raise InputError("mode detect needs boxes: noisy true ones of an IoU, or a detector's file")
+    if mode != "detect" and boxes is not None:
+        raise InputError(f"boxes are for mode detect, not for {mode}")
+    return true_boxes() if mode == "oracle" else boxes
 
 
-def _upright_size(source: ImageSource) -> tuple[int, int] | None:
-    """(width, height) of a readable picture, from its header; None if EXIF turns it, because its
-    boxes are then those of the stored picture and its map that of the turned one."""
-    if isinstance(source, np.ndarray):
-        return source.shape[1], source.shape[0]
-    if isinstance(source, Image.Image):
-        return source.size
-    file = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
-    with Image.open(file) as picture:
-        return picture.size if picture.getexif().get(EXIF_ORIENTATION, 1) == 1 else None
+def _answers(asked: EncodedQueries, gallery: Gallery) -> Answers:
+    """Rank the gallery for every query that has a correct item in it."""
+    queries = asked.queries
+    column = {item.item_id: number for number, item in enumerate(gallery.items)}
+    relevant = [[column[i] for i in set(correct_ids(q)) if i in column] for q in queries]
+    excluded = [[column[i] for i in set(excluded_ids(q)) if i in column] for q in queries]
+    products = product_numbers(queries)
+    kept = [number for number, own in enumerate(relevant) if own]
+    embeddings = gallery.vectors
+    answers = Answers()
+    block = max(1, SCORES // max(1, len(embeddings)))
+    for start in range(0, len(kept), block):
+        part = kept[start : start + block]
+        ranks = metrics.relevant_ranks(
+            asked.vectors[part] @ embeddings.T,
+            [relevant[number] for number in part],
+            [excluded[number] for number in part],
+        )
+        for number, own in zip(part, ranks, strict=True):
+            query = queries[number]
+            candidates = len(embeddings) - len(excluded[number])
+            answers.add(query.query_id, kind_of(query), products[number], own, candidates)
+    return answers
 
 
-def _select(entries: Sequence[Any], wanted: Mapping[str, str], noun: str) -> list[Any]:
-    """The entries whose fields have the wanted values, compared as text."""
-    for key, value in wanted.items():
-        values = [_field(entry, key) for entry in entries]
-        chosen = [e for e, own in zip(entries, values, strict=True) if own == value]
-        if not chosen:
-            there = sorted({own for own in values if own is not None})[:8]
-            raise InputError(
-                f"no {noun} left with {key}={value}; values of {key}: {', '.join(there) or 'none'}"
-            )
-        entries = chosen
-    return list(entries)
+def _curve(answers: Answers, products: np.ndarray, sizes: Sequence[int]) -> list[CurvePoint]:
+    """Recall@1 at the asked gallery sizes that are smaller than the whole, and at the whole."""
+    if not sizes:
+        return []
+    whole = max(answers.candidates)
+    points = []
+    for size in sorted({*(size for size in sizes if size < whole), whole}):
+        chances = distractors.hit_chances(answers.rank, answers.correct, answers.candidates, size)
+        ends = named_intervals(("recall",), chances[:, None], products)
+        points.append(CurvePoint(size, float(chances.mean()), ends and ends["recall"]))
+    return points
 
 
-def _field(entry: Item | Query, key: str) -> str | None:
-    value = entry.extra.get(key, getattr(entry, key, None))
-    return None if value is None else str(value)
+def _cost(mode: Mode, gallery: Gallery, queries: EncodedQueries, flops: Flops | None) -> Cost:
+    """Per picture, those included that turned out to be broken."""
+    item_ms = 1000 * gallery.seconds / (len(gallery.items) + len(gallery.rejected))
+    query_ms = 1000 * queries.seconds / (len(queries.queries) + len(queries.rejected))
+    flops = flops or Flops(None, None, "FLOPs not counted")
+    of_item = flops.item if mode in ("item", "text") else flops.query
+    return Cost(item_ms, query_ms, of_item, flops.query, flops.note)
 
 
-def _kind(query: Query) -> str:
-    return str(query.extra.get("query_kind", "all"))
-
-
-def _encode_gallery(
-    items: Sequence[Item], encoder: Encoder, mode: Mode, report: Callable[[int], None]
-) -> _Gallery:
-    gallery = _Gallery(encoder.bundle.embedding_dim)
-    for start in range(0, len(items), CHUNK):
-        chunk = items[start : start + CHUNK]
-        if mode in ("item", "text"):
-            encoded = encoder.encode_items(_blanked(chunk, encoder) if mode == "text" else chunk)
-        else:
-            boxes = [item.target_box if mode == "oracle" else None for item in chunk]
-            pictures = [item.image for item in chunk]
-            encoded = encoder.try_queries(list(zip(pictures, boxes, strict=True)))
-        for item, result in zip(chunk, encoded, strict=True):
-            if isinstance(result, InputError):
-                gallery.rejected.append(Rejected(item.item_id, str(result)))
-            elif isinstance(result, EncodedItem):
-                gallery.add(item, result.embedding)
-                if mode == "item":
-                    gallery.ground(item, result.grounding_map)
-            else:
-                gallery.add(item, result)
-        report(start + len(chunk))
-    return gallery
-
-
-def _blanked(items: Sequence[Item], encoder: Encoder) -> list[Item]:
-    """The items with a picture of the mean colour, which is 0 for the model."""
-    spec = encoder.bundle.preprocessing
-    colour = tuple(round(255 * value) for value in spec.mean)
-    blank = Image.new("RGB", (spec.item_size, spec.item_size), colour)
-    return [replace(item, image=blank) for item in items]
-
-
-def _encode_queries(
-    queries: Sequence[Query], encoder: Encoder, report: Callable[[int], None]
-) -> tuple[list[Query], np.ndarray, list[Rejected]]:
-    """The queries that could be encoded, their embeddings (Q, E), and the others."""
-    good, vectors, rejected = [], [], []
-    for start in range(0, len(queries), CHUNK):
-        chunk = queries[start : start + CHUNK]
-        encoded = encoder.try_queries([(query.image, query.box) for query in chunk])
-        for query, result in zip(chunk, encoded, strict=True):
-            if isinstance(result, InputError):
-                rejected.append(Rejected(query.query_id, str(result)))
-            else:
-                good.append(query)
-                vectors.append(result)
-        report(start + len(chunk))
-    return good, _stack(vectors, encoder.bundle.embedding_dim), rejected
-
-
-def _stack(vectors: Sequence[np.ndarray], width: int) -> np.ndarray:
-    return np.stack(vectors) if vectors else np.zeros((0, width), np.float32)
-
-
-def _ranks(
-    queries: np.ndarray, gallery: np.ndarray, relevant: Sequence[list[int]]
-) -> list[np.ndarray]:
-    """Ranks of the correct items, the score matrix computed in blocks of queries."""
-    ranks: list[np.ndarray] = []
-    for start in range(0, len(queries), SCORE_ROWS):
-        block = slice(start, start + SCORE_ROWS)
-        ranks += metrics.relevant_ranks(queries[block] @ gallery.T, relevant[block])
-    return ranks
-
-
-def _conditions(
-    encoder: Encoder, wanted: Mapping[str, str], kinds: Iterable[str]
-) -> dict[str, Any]:
+def _conditions(encoder: Encoder, chosen: Selection, query_kinds: Iterable[str]) -> dict[str, Any]:
     info = encoder.engine.info
     return {
         "model": encoder.bundle.name,
@@ -343,6 +267,6 @@ def _conditions(
         "engine_detail": info.detail,
         "cpu": cpu().model,
         "tigerfg": version("tigerfg"),
-        "item_filter": dict(wanted),
-        "query_kinds": sorted(kinds),
+        "item_filter": chosen.filtered,
+        "query_kinds": sorted(set(query_kinds)),
     }
