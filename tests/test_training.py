@@ -90,7 +90,7 @@ def test_interrupted_run_resumes_to_the_bit(
 
 def test_every_part_of_the_model_is_trained(finished: Path) -> None:
     torch.manual_seed(0)
-    start = loop._start_model(config(finished)).state_dict()
+    start = loop.start_model(config(finished)).state_dict()
     same = [name for name, value in weights(finished).items() if torch.equal(value, start[name])]
     # One text query a head starts at zero and only moves with the text's gradient; nothing
     # may stay as it was.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from tigerfg.cli import options
 from tigerfg.cli.console import shown_path
 
 if TYPE_CHECKING:
-    from tigerfg.training.loop import TrainConfig
+    from tigerfg.training.config import TrainConfig
 
 
 def command(
@@ -46,9 +47,41 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the state in --out.")
     ] = False,
+    shards: Annotated[
+        Path | None,
+        typer.Option(
+            "--shards",
+            exists=True,
+            file_okay=False,
+            help="A suite made by `tigerfg suite`: train on its shards, not on rendered products.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="fp32, bf16, or auto: bf16 where the hardware has it."),
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--micro-batch",
+            min=1,
+            help="Encode so many rows at once: same gradient, less memory, a second forward pass.",
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="frozen, or ema: follows the trained weights."),
+    ] = None,
+    layer_decay: Annotated[
+        float | None,
+        typer.Option("--layer-decay", help="Each block learns this much slower than the next."),
+    ] = None,
     threads: options.Threads = None,
 ) -> None:
-    """Train a model in stages; writes its checkpoints, log and state to --out."""
+    """Train a model in stages; writes its checkpoints, log and state to --out.
+
+    Over several processes: torchrun --nproc-per-node=2 -m tigerfg.cli train ...
+    """
     try:
         import torch  # noqa: F401 - tells a missing extra from an error inside training
     except ModuleNotFoundError as error:
@@ -60,9 +93,20 @@ def command(
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tigerfg").setLevel(logging.INFO)
-    told = {"photos": data, "init": init, "threads": threads}
+    told = {
+        "photos": data,
+        "init": init,
+        "threads": threads,
+        "shards": shards,
+        "precision": precision,
+        "micro_batch": micro_batch,
+        "teacher": teacher,
+        "layer_decay": layer_decay,
+    }
     settings = train_config(config, preset, out, {k: v for k, v in told.items() if v is not None})
-    typer.echo(f"checkpoint: {shown_path(train(settings, resume=resume))}")
+    checkpoint = train(settings, resume=resume)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"checkpoint: {shown_path(checkpoint)}")
 
 
 def train_config(file: Path | None, preset: str, out: Path, told: dict[str, Any]) -> TrainConfig:
@@ -74,7 +118,7 @@ def train_config(file: Path | None, preset: str, out: Path, told: dict[str, Any]
     from tigerfg.errors import InputError
     from tigerfg.model.config import ModelConfig
     from tigerfg.model.config import preset as model_preset
-    from tigerfg.training.loop import LossWeights, Stage, TrainConfig
+    from tigerfg.training.config import LossWeights, Stage, TrainConfig
 
     try:
         values = json.loads(file.read_text(encoding="utf-8")) if file else {}
@@ -100,7 +144,7 @@ def train_config(file: Path | None, preset: str, out: Path, told: dict[str, Any]
             values["weights"] = LossWeights(**values["weights"])
     except TypeError as error:
         raise InputError(f"{file}: {error}") from error
-    for name in ("photos", "init"):
+    for name in ("photos", "init", "shards"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
     return TrainConfig(**{**values, **told}, out=out, model=ModelConfig.from_dict(model))

@@ -7,11 +7,16 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from tigerfg.training.journal import LOG
+
 if TYPE_CHECKING:
-    from tigerfg.training.loop import TrainConfig
+    from tigerfg.training.config import TrainConfig
+    from tigerfg.training.state import Progress
 
 HELD_OUT = 512  # rendered products for validation, at most
-CARD, LOG = "MODEL_CARD.md", "training_log.jsonl"
+CARD = "MODEL_CARD.md"
 
 TEMPLATE = """# Model card: {name}
 
@@ -24,14 +29,16 @@ item picture with text are embedded in one {dim}-dimensional space.
 
 ## What it was trained on
 
-- {products} procedurally rendered products (seed {product_seed}; `tigerfg.benchmark.render`).
+- {rendered}
 - {photos}
-- Nothing pretrained: all weights start from random numbers (seed {seed}).
+- {start}
+- {skipped}
 
 ## How
 
 {stages}
-{minutes:.0f} minutes on {threads} CPU threads, making the training pictures not counted.
+{minutes:.0f} minutes on {machine}, making the training pictures not counted. Encoders in
+{precision}, everything after them in float32. {machinery}
 Full log: `{log}` beside this card.
 
 ## How well, on {held_out} rendered products it has not seen (in %, one query a product)
@@ -53,17 +60,16 @@ Figures on real photos are in the project's README.
 """
 
 
-def write_card(config: TrainConfig, out: Path) -> None:
-    """Write MODEL_CARD.md and the training log into `out/checkpoint`."""
+def write_card(config: TrainConfig, progress: Progress, ranks: int) -> None:
+    """Write MODEL_CARD.md and the training log into `out/checkpoint`.
+
+    Args:
+        progress: of the finished run. ranks: number of processes.
+    """
+    out = Path(config.out)
     rows = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
     scores = [row for row in rows if "standard_r1" in row][-1]
     model = config.model
-    photos = "No real photos."
-    if config.photos is not None:
-        photos = (
-            f"Real photos of `{config.photos.name}`, split `{config.photos_split}`, "
-            f"{config.photo_share:.0%} of every batch: the photos, random crops, and collages."
-        )
     fields: dict[str, Any] = {
         "name": model.name,
         "dim": model.embedding_dim,
@@ -76,17 +82,16 @@ def write_card(config: TrainConfig, out: Path) -> None:
         "item_size": model.item_size,
         "max_length": model.text.max_length,
         "item_tower": model.item_tower,
-        "products": config.products,
-        "product_seed": config.product_seed,
         "held_out": min(config.products, HELD_OUT),
-        "photos": photos,
-        "seed": config.seed,
+        **_data(config, progress),
         "stages": "".join(
             f"- {s.kind}: {s.steps} steps of {s.batch}, learning rate {s.lr:g}\n"
             for s in config.stages
         ),
-        "minutes": rows[-1]["s"] / 60,
-        "threads": config.threads or "all",
+        "minutes": progress.seconds / 60,
+        "precision": progress.precision,
+        "machine": _machine(config, ranks),
+        "machinery": _machinery(config),
         "log": LOG,
         "scores": "\n".join(
             f"| {layout} | "
@@ -97,3 +102,44 @@ def write_card(config: TrainConfig, out: Path) -> None:
     }
     (out / "checkpoint" / CARD).write_text(TEMPLATE.format(**fields))
     shutil.copyfile(out / LOG, out / "checkpoint" / LOG)
+
+
+def _data(config: TrainConfig, progress: Progress) -> dict[str, str]:
+    rendered = (
+        f"{config.products} procedurally rendered products (seed {config.product_seed}; "
+        "`tigerfg.benchmark.render`)."
+    )
+    if config.shards is not None:
+        rendered = f"The training shards of the suite `{config.shards.name}`."
+    photos = "No real photos."
+    if config.photos is not None:
+        photos = (
+            f"Real photos of `{config.photos.name}`, split `{config.photos_split}`, "
+            f"{config.photo_share:.0%} of every batch: the photos, random crops, and collages."
+        )
+    start = f"Nothing pretrained: all weights start from random numbers (seed {config.seed})."
+    if config.init is not None:
+        start = f"Starts from the checkpoint `{config.init.name}` (seed {config.seed})."
+    elif config.pretrained:
+        names = [part.name for part in (config.model.vision, config.model.text) if part.name]
+        start = f"Starts from {' and '.join(names)} (seed {config.seed})."
+    counts = ", ".join(f"{reason}: {n}" for reason, n in sorted(progress.skipped.items()))
+    skipped = f"Left out because they cannot be used: {counts or 'none'}."
+    return {"rendered": rendered, "photos": photos, "start": start, "skipped": skipped}
+
+
+def _machine(config: TrainConfig, ranks: int) -> str:
+    gpu = config.device != "cpu" and torch.cuda.is_available()
+    one = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU threads"
+    return one if ranks == 1 else f"{ranks} processes, {one} each"
+
+
+def _machinery(config: TrainConfig) -> str:
+    told = []
+    if config.micro_batch is not None:
+        told.append(f"Gradient caching, {config.micro_batch} rows at once.")
+    if config.teacher == "ema":
+        told.append(f"The teacher follows with decay {config.teacher_decay:g}.")
+    if config.layer_decay != 1.0:
+        told.append(f"Layer-wise learning-rate decay {config.layer_decay:g}.")
+    return " ".join(told)

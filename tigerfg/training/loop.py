@@ -1,286 +1,242 @@
-"""The training loop: the staged recipe, with progress, checkpoints, log and resume."""
+"""The training loop: the staged recipe, with checkpoints, log, validation and resume."""
 
 from __future__ import annotations
 
-import json
-import logging
-import math
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-from torch import Tensor, nn
+from torch import Tensor
 
-from tigerfg.errors import InputError
+from tigerfg.errors import InputError, TigerfgError
 from tigerfg.model.checkpoint import load_checkpoint, save_checkpoint
-from tigerfg.model.config import ModelConfig, preset
 from tigerfg.model.towers import TigerFG
-from tigerfg.text import TextTokenizer
-from tigerfg.training.batches import BatchMaker
-from tigerfg.training.card import HELD_OUT, write_card
-from tigerfg.training.map_stage import FeatureCache, map_steps
-from tigerfg.training.pool import Pool
-from tigerfg.training.prepare import photo_pool, rendered_pool
-from tigerfg.training.stages import STEPS, LossWeights, Trainee
-from tigerfg.training.state import Progress, load_progress, load_state, save_state
-from tigerfg.training.tokenizer import train_tokenizer
+from tigerfg.training.card import write_card
+from tigerfg.training.config import Stage, TrainConfig
+from tigerfg.training.distributed import World, joined
+from tigerfg.training.gradients import step_gradients
+from tigerfg.training.inputs import Inputs
+from tigerfg.training.item_stages import JointStage, RegionStage
+from tigerfg.training.journal import Journal, log, progress_bar
+from tigerfg.training.map_stage import MapStage
+from tigerfg.training.optimizer import make_optimizer, set_rate
+from tigerfg.training.precision import cast_encoders, resolve
+from tigerfg.training.stages import CropStage, Trainee, TrainingStage
+from tigerfg.training.state import STATE, Progress, load_progress, load_state, save_state
+from tigerfg.training.teacher import Teacher
 from tigerfg.training.validate import validate
 
-log = logging.getLogger("tigerfg")
-
 CACHED_SCENES = 6144  # pictures whose features the map stage keeps, at most
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage: `kind` crops | regions | map | joint; `backbone_rate` scales the backbone's lr."""
-
-    kind: str
-    steps: int
-    batch: int
-    lr: float
-    backbone_rate: float = 1.0
-
-
-RECIPE = (
-    Stage("crops", 280, 256, 2e-3),
-    Stage("regions", 460, 128, 1.5e-3),
-    Stage("map", 900, 256, 1e-3),
-    Stage("joint", 280, 128, 1e-3, backbone_rate=0.6),
-)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """A training run.
-
-    Attributes:
-        out: run directory: pools, training state, log, and `checkpoint/` at the end of a stage.
-        model: model configuration. stages: the recipe.
-        photos: catalogue directory of real photos (standard/ and cluttered/), or None.
-        products, product_seed: how many rendered products, and their seed.
-        photo_share: share of a batch that is real photos.
-        init: checkpoint to start from (with its tokenizer), or None.
-        pretrained: load the Hugging Face encoders' weights from their `name`.
-        seed: of weights, batches and augmentation. threads: CPU threads, None for all.
-        save_seconds: how often the state is saved. validate_every: steps between validations.
-    """
-
-    out: Path
-    model: ModelConfig = field(default_factory=lambda: preset("tiny"))
-    stages: tuple[Stage, ...] = RECIPE
-    photos: Path | None = None
-    photos_split: str = "train"
-    products: int = 6000
-    product_seed: int = 1
-    photo_share: float = 0.3
-    init: Path | None = None
-    pretrained: bool = False
-    seed: int = 0
-    threads: int | None = None
-    save_seconds: float = 120.0
-    validate_every: int = 100
-    weights: LossWeights = field(default_factory=LossWeights)
+CLIP = 1.0  # largest norm of the gradient
+LOG_EVERY = 10  # steps
 
 
 def train(config: TrainConfig, resume: bool = False, show_progress: bool = True) -> Path:
     """Run the recipe; returns the checkpoint directory `out/checkpoint`.
+
+    Under torchrun the ranks share every batch: results are those of one process, but for the
+    order of sums. A killed run goes on with `resume`, to the bit if the ranks are as many.
 
     Args:
         resume: go on from the state in `out`; without it `out` must hold no state.
 
     Raises:
         InputError: `out` already has a state and resume is off, or there is nothing to resume.
+        TigerfgError: a loss or gradient is not finite; the last state is untouched.
     """
-    out = Path(config.out)
-    state = out / "state"
-    if resume != state.exists():
+    file = Path(config.out) / STATE
+    if resume != file.exists():
         wrong = "holds no state to resume" if resume else "already has a run; add --resume"
-        raise InputError(f"out: {out} {wrong}")
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-    torch.manual_seed(config.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    pools, held_out = _pools(config, out / "pools")
-    tokenizer_file = _tokenizer(config, pools, out)
-    tokenizer = TextTokenizer.from_file(tokenizer_file, config.model.text.max_length)
-    shares = [1.0 - config.photo_share, config.photo_share][: len(pools)]
-    maker = BatchMaker(pools, shares if len(pools) > 1 else [1.0], config.model, tokenizer)
-    trainee = Trainee(_start_model(config))
-    run = _Run(config, trainee, maker, held_out, tokenizer, tokenizer_file, show_progress)
-    if resume:
-        run.progress = load_progress(state)
-    for number, stage in enumerate(config.stages):
-        if number >= run.progress.stage:
-            run.stage(number, stage, restore=resume and number == run.progress.stage)
-    write_card(config, out)
-    return out / "checkpoint"
+        raise InputError(f"out: {config.out} {wrong}")
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(config.threads or max(1, cores))
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    with joined(config.device, config.rank_timeout) as world:
+        run = _Run(config, world, show_progress and world.first)
+        if resume:
+            run.resume(file)
+        run.start()
+        for number, stage in enumerate(config.stages):
+            if number >= run.progress.stage:
+                run.stage(number, stage, restore=resume and number == run.progress.stage)
+        if world.first:
+            run.journal.close()
+            write_card(config, run.progress, world.size)
+    return Path(config.out) / "checkpoint"
 
 
 class _Run:
     """One run of the recipe: what all stages share."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        trainee: Trainee,
-        maker: BatchMaker,
-        held_out: Pool,
-        tokenizer: TextTokenizer,
-        tokenizer_file: Path,
-        show_progress: bool,
-    ) -> None:
-        self.config, self.trainee, self.maker = config, trainee, maker
-        self.held_out, self.tokenizer, self.tokenizer_file = held_out, tokenizer, tokenizer_file
-        self.show_progress = show_progress
+    def __init__(self, config: TrainConfig, world: World, show_progress: bool) -> None:
+        self.config, self.world, self.show_progress = config, world, show_progress
         self.out = Path(config.out)
-        self.progress = Progress(0, 0, 0.0)
+        self.state = self.out / STATE
+        self.inputs = Inputs(config, world)
+        self.progress = Progress(precision=resolve(config.precision, world.device))
+
+    def resume(self, file: Path) -> None:
+        """Take up the progress of a saved state."""
+        saved = load_progress(file)
+        if self.config.precision not in ("auto", saved.precision):
+            raise InputError(
+                f"precision: the run was in {saved.precision}; resume it in that, or leave the "
+                "option out"
+            )
+        self.progress = saved
+
+    def start(self) -> None:
+        """Make the model, and open the log on the first rank."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        model = start_model(config).to(self.world.device)
+        self.trainee = Trainee(cast_encoders(model, self.progress.precision, self.world.device))
+        self.trainee.to(self.world.device)
+        # what was skipped when the pools were made: the same on every rank
+        self.skipped = Counter(self.progress.skipped) or Counter(self.inputs.maker.skipped)
+        if self.world.first:
+            position = (self.progress.stage, self.progress.step)
+            self.journal = Journal(self.out, config.stages, self.progress.log_bytes, position)
+            log.info(
+                "training on %s in %s, %d process(es)",
+                self.world.device,
+                self.progress.precision,
+                self.world.size,
+            )
 
     def stage(self, number: int, stage: Stage, restore: bool) -> None:
         """Run one stage to its end and write the checkpoint."""
-        optimizer = _optimizer(self.trainee, stage)
+        if stage.batch < self.world.size:
+            raise InputError(f"stages: a batch of {stage.batch} is less than a row a rank")
+        optimizer = make_optimizer(self.trainee, stage, self.config.layer_decay)
+        teacher = self._teacher(number) if stage.kind == "joint" else None
         if restore:
-            load_state(self.out / "state", self.trainee, optimizer)
+            load_state(self.state, self.trainee, optimizer, teacher)
         else:
-            self.progress = Progress(number, 0, self.progress.seconds)
+            self.progress.stage, self.progress.step = number, 0
         first = self.progress.step
-        started, saved = time.monotonic() - self.progress.seconds, time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Bar(*columns, TimeRemainingColumn(), disable=not self.show_progress) as bar:
-            task = bar.add_task(stage.kind, total=stage.steps, completed=first)
-            for step, losses in enumerate(self._losses(number, stage, first), start=first):
-                loss = torch.stack(list(losses.values())).sum()
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(f"stage {stage.kind}, step {step}: loss is {loss}")
-                _set_rate(optimizer, stage, step)
-                # of all parameters: a stage that trains few must not clip by what another left
-                self.trainee.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
-                optimizer.step()
-                self.progress = Progress(number, step + 1, time.monotonic() - started)
-                shown = " ".join(f"{k} {v.item():.2f}" for k, v in losses.items())
-                bar.update(task, advance=1, description=f"{stage.kind} {shown}")
-                last = step + 1 == stage.steps
-                if step % 10 == 0 or last:
-                    self._log({k: round(v.item(), 4) for k, v in losses.items()}, stage.kind)
-                if (step + 1) % self.config.validate_every == 0 or last:
-                    scores = validate(self.trainee.model, self.held_out, self.tokenizer)
-                    self._log({k: round(v, 2) for k, v in scores.items()}, stage.kind)
-                if time.monotonic() - saved > self.config.save_seconds or last:
-                    save_state(self.out / "state", self.trainee, optimizer, self.progress)
-                    saved = time.monotonic()
-        for name in ("checkpoint", f"checkpoint-{number}-{stage.kind}"):
-            save_checkpoint(self.trainee.model, self.tokenizer_file, self.out / name)
+        if first < stage.steps:  # else resumed between the last step and the checkpoint
+            self._steps(number, stage, optimizer, teacher)
+        if self.world.first:
+            for name in ("checkpoint", f"checkpoint-{number}-{stage.kind}"):
+                save_checkpoint(self.trainee.model, self.inputs.tokenizer_file, self.out / name)
+        self.world.wait()  # the next stage's teacher is read from there
 
-    def _losses(self, number: int, stage: Stage, first: int) -> Iterator[dict[str, Tensor]]:
-        config, seed = self.config, self.config.seed * 100 + number
-        if first >= stage.steps:  # resumed between a stage's last step and its checkpoint
-            return
+    def _steps(
+        self,
+        number: int,
+        stage: Stage,
+        optimizer: torch.optim.Optimizer,
+        teacher: Teacher | None,
+    ) -> None:
+        config, world, progress = self.config, self.world, self.progress
+        self.counted = Counter(self.inputs.maker.skipped)
+        source = self._source(number, stage, teacher)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        first = progress.step
+        started, saved = time.monotonic() - progress.seconds, time.monotonic()
+        with progress_bar(stage, first, self.show_progress) as advance:
+            for step in range(first, stage.steps):
+                losses = step_gradients(
+                    self.trainee, source, step, stage.batch, config.micro_batch, world
+                )
+                world.sum_gradients(trained)
+                norm = torch.nn.utils.clip_grad_norm_(trained, CLIP)
+                values = _finite(losses, norm, stage, step)
+                set_rate(optimizer, stage, step)
+                optimizer.step()
+                if teacher is not None:
+                    teacher.follow(self.trainee.model)
+                progress.step, progress.seconds = step + 1, time.monotonic() - started
+                advance(" ".join(f"{name} {value:.2f}" for name, value in values.items()))
+                last = step + 1 == stage.steps
+                if step % LOG_EVERY == 0 or last:
+                    self._log(number, stage, {k: round(v, 4) for k, v in values.items()}, source)
+                if (step + 1) % config.validate_every == 0 or last:
+                    self._validate(number, stage)
+                if last or time.monotonic() - saved > config.save_seconds:
+                    self._save(optimizer, teacher)
+                    saved = time.monotonic()
+
+    def _source(self, number: int, stage: Stage, teacher: Teacher | None) -> TrainingStage:
+        """What the stage's steps draw and compute."""
+        maker, seed, device = self.inputs.maker, self.config.seed * 100 + number, self.world.device
+        if stage.kind == "crops":
+            return CropStage(maker, seed, stage.batch, device)
+        if stage.kind == "regions":
+            return RegionStage(maker, seed, stage.batch, device)
         if stage.kind == "map":
             rows = min(CACHED_SCENES, stage.steps * stage.batch)
-            cache = FeatureCache(self.trainee, self.maker, seed, rows, min(stage.batch, 128))
-            yield from map_steps(self.trainee, cache, seed, first, stage.steps, stage.batch)
-            return
-        teacher = None
-        if stage.kind == "joint":
-            teacher = self._teacher()
-        for step in range(first, stage.steps):
-            draw = self.maker.start(seed, step, stage.batch)
-            yield STEPS[stage.kind](self.trainee, teacher, draw, config.weights)
+            return MapStage(self.trainee.model, maker, seed, rows, stage.batch, self.world)
+        assert teacher is not None
+        return JointStage(maker, seed, stage.batch, device, teacher.model, self.config.weights)
 
-    def _teacher(self) -> TigerFG:
-        """The frozen tower as it was at the end of the last stage before this one."""
-        number = self.progress.stage - 1
-        if number >= 0:
-            kind = self.config.stages[number].kind
-            return load_checkpoint(self.out / f"checkpoint-{number}-{kind}")
-        if self.config.init is None:
+    def _teacher(self, number: int) -> Teacher:
+        """The towers as they were at the end of the last stage before this one."""
+        config = self.config
+        if number > 0:
+            source = self.out / f"checkpoint-{number - 1}-{config.stages[number - 1].kind}"
+        elif config.init is not None:
+            source = config.init
+        else:
             raise InputError("stages: a joint stage needs earlier stages or --init for its teacher")
-        return load_checkpoint(self.config.init)
+        model = load_checkpoint(source).to(self.world.device)
+        cast_encoders(model, self.progress.precision, self.world.device)
+        return Teacher(model, config.teacher_decay if config.teacher == "ema" else None)
 
-    def _log(self, values: dict[str, float], stage: str) -> None:
-        row = {"stage": stage, "step": self.progress.step, "s": round(self.progress.seconds, 1)}
-        with open(self.out / "training_log.jsonl", "a") as file:
-            file.write(json.dumps({**row, **values}) + "\n")
+    def _log(
+        self, number: int, stage: Stage, values: dict[str, float], source: TrainingStage
+    ) -> None:
+        """Losses, and what was skipped by all ranks since the last row."""
+        seen = self.inputs.maker.skipped + source.skipped
+        counts = self.world.collect(dict(seen - self.counted))
+        self.counted = seen
+        for count in counts:
+            self.skipped.update(count)
+        self.progress.skipped = dict(self.skipped)
+        if self.world.first:
+            told = {"skipped": dict(self.skipped)} if any(counts) else {}
+            progress = self.progress
+            self.journal.write(stage, number, progress.step, progress.seconds, {**values, **told})
+
+    def _validate(self, number: int, stage: Stage) -> None:
+        if not self.world.first:
+            return
+        scores = validate(self.trainee.model, self.inputs.held_out, self.inputs.tokenizer)
+        values = {name: round(value, 2) for name, value in scores.items()}
+        self.journal.write(stage, number, self.progress.step, self.progress.seconds, values)
+
+    def _save(self, optimizer: torch.optim.Optimizer, teacher: Teacher | None) -> None:
+        if not self.world.first:
+            return
+        self.journal.flush()
+        self.progress.log_bytes = self.journal.log_bytes
+        save_state(self.state, self.trainee, optimizer, teacher, self.progress)
 
 
-def _start_model(config: TrainConfig) -> TigerFG:
+def _finite(losses: dict[str, Tensor], norm: Tensor, stage: Stage, step: int) -> dict[str, float]:
+    """The losses as numbers.
+
+    Raises:
+        TigerfgError: one of them, or the norm of the gradient, is not finite.
+    """
+    values = {name: loss.item() for name, loss in losses.items()}
+    bad = {**values, "gradient": norm.item()}
+    for name, value in bad.items():
+        if not -float("inf") < value < float("inf"):
+            raise TigerfgError(
+                f"stage {stage.kind}, step {step}: {name} is {value}; nothing of this step was "
+                f"saved: go on with --resume and a lower lr than {stage.lr:g} or precision fp32"
+            )
+    return values
+
+
+def start_model(config: TrainConfig) -> TigerFG:
+    """The model as training begins; in evaluation mode always: no dropout, so that a step can be
+    encoded twice and a run resumed to the bit."""
     model = TigerFG(config.model, config.pretrained)
     if config.init is not None:
-        model.load_state_dict(load_checkpoint(config.init).state_dict())
-    return model.train()
-
-
-def _pools(config: TrainConfig, directory: Path) -> tuple[list[Pool], Pool]:
-    """Prepared pools (made once, then memory-mapped) and the held-out rendered pool."""
-    for layout in ("standard", "cluttered") if config.photos is not None else ():
-        if not (config.photos / layout / "items.jsonl").is_file():
-            raise InputError(f"photos: {config.photos} has no {layout}/items.jsonl")
-    sizes = (config.model.query_size, config.model.item_size)
-    workers = config.threads or len(os.sched_getaffinity(0))
-    makers: dict[str, Any] = {
-        "rendered": lambda: rendered_pool(
-            config.products, config.product_seed, *sizes, workers=workers
-        ),
-        "held_out": lambda: rendered_pool(
-            min(config.products, HELD_OUT),
-            config.product_seed + 1000,
-            *sizes,
-            views=1,
-            cluttered=1,
-            workers=workers,
-        ),
-    }
-    if config.photos is not None:
-        makers["photos"] = lambda: photo_pool(
-            config.photos, config.photos_split, *sizes, seed=config.seed
-        )
-    for name, make in makers.items():
-        if not (directory / name).exists():
-            log.info("preparing training pictures: %s", name)
-            make().save(directory / name)
-    pools = [Pool.load(directory / name) for name in makers if name != "held_out"]
-    return pools, Pool.load(directory / "held_out")
-
-
-def _tokenizer(config: TrainConfig, pools: list[Pool], out: Path) -> Path:
-    path = out / "tokenizer.json"
-    if config.init is not None:
-        return Path(config.init) / "tokenizer.json"
-    if not path.exists():
-        texts = (text for pool in pools for variants in pool.texts for text in variants)
-        train_tokenizer(texts, config.model.text.vocab_size, path)
-    return path
-
-
-def _optimizer(trainee: Trainee, stage: Stage) -> torch.optim.AdamW:
-    """AdamW; no decay on vectors; the backbone with its own rate; only what the stage trains."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in trainee.named_parameters():
-        if stage.kind == "map" and not name.startswith(("model.text", "model.grounding")):
-            continue
-        rate = stage.backbone_rate if name.startswith("model.vision") else 1.0
-        decay = 0.05 if parameter.ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    settings = [
-        {"params": parameters, "rate": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
-    ]
-    return torch.optim.AdamW(settings, lr=stage.lr, betas=(0.9, 0.98), foreach=True)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int) -> None:
-    """Linear warm-up over a twentieth of the stage, then cosine to 2 %."""
-    warm = max(1, stage.steps // 20)
-    if step < warm:
-        factor = (step + 1) / warm
-    else:
-        factor = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / (stage.steps - warm)))
-    for group in optimizer.param_groups:
-        group["lr"] = stage.lr * factor * group["rate"]
+        model.start_from(load_checkpoint(config.init))
+    return model.eval()

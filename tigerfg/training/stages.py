@@ -1,29 +1,28 @@
-"""What one training step of each stage computes: the two-stage recipe, its losses summed."""
+"""What every stage computes: pictures and teacher, then embeddings, then losses over the batch.
+
+A step has three parts, so that one shape serves one process, many, and gradient caching:
+
+- `draw`: rows of the batch with all that has no gradient (pictures, texts, the teacher's features);
+- `encode`: the trained towers on these rows: embeddings, and losses of single rows;
+- `contrast`: losses between the embeddings of the whole batch, whoever encoded them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tigerfg.model.towers import TigerFG
-from tigerfg.training.batches import Crops, Draw, Scenes
-from tigerfg.training.distillation import dense_loss, map_loss, relation_loss
+from tigerfg.training.batches import BatchMaker, Crops
+from tigerfg.training.distillation import known_rows
 from tigerfg.training.losses import info_nce
-from tigerfg.training.regions import crop_boxes, extent_masks
 
-
-@dataclass(frozen=True)
-class LossWeights:
-    """L = L_nce + region·L_region + dense·L_dense + map·L_map + relation·L_rel; τ of L_rel."""
-
-    region: float = 0.5
-    dense: float = 0.2
-    map: float = 0.5
-    relation: float = 0.5
-    relation_tau: float = 0.1
+T = TypeVar("T")
 
 
 class Trainee(nn.Module):
@@ -38,94 +37,148 @@ class Trainee(nn.Module):
         return self.log_scale.exp().clamp(max=100.0)
 
 
-Step = Callable[[Trainee, TigerFG | None, Draw, LossWeights], dict[str, Tensor]]
+class RowLoss(NamedTuple):
+    """A loss that is a mean over rows: its sum over these rows, and their number, scalars."""
+
+    total: Tensor
+    rows: Tensor
 
 
-def _encode(model: TigerFG, crops: Crops) -> Tensor:
+@dataclass
+class Encoded:
+    """Some rows of a batch, encoded.
+
+    Attributes:
+        embeddings: name -> (B, E), one line a row.
+        present: name -> (B,) bool, which lines of it mean something.
+        row_losses: name -> sum of a weighted loss over the rows, and their number.
+    """
+
+    embeddings: dict[str, Tensor]
+    present: dict[str, Tensor]
+    row_losses: dict[str, RowLoss] = field(default_factory=dict)
+
+
+@dataclass
+class Gathered:
+    """Embeddings of the whole batch: as in `Encoded`, and products (B,) int64."""
+
+    embeddings: dict[str, Tensor]
+    present: dict[str, Tensor]
+    products: Tensor
+
+    def rows(self, *names: str) -> tuple[Tensor, ...]:
+        """These embeddings and the products, of the rows in which all of them are present."""
+        both = torch.stack([self.present[name] for name in names]).all(dim=0)
+        return (*(self.embeddings[name][both] for name in names), self.products[both])
+
+    def pairs_loss(
+        self, scale: Tensor, queries: str, items: str, negatives: str | None = None
+    ) -> Tensor:
+        """`info_nce` of two embeddings, with a third one as negatives."""
+        q, i, products = self.rows(queries, items)
+        extra = None if negatives is None else self.rows(negatives)[0]
+        return info_nce(q, i, products, scale, extra)
+
+
+class TrainingStage(Protocol):
+    """A stage's steps. `skipped` counts rows that could not be used, by reason."""
+
+    skipped: Counter[str]
+
+    def draw(self, step: int, rows: slice) -> Any:
+        """These rows of a step's batch, on the device; has `products` (B,) int64."""
+        ...
+
+    def encode(self, trainee: Trainee, batch: Any) -> Encoded: ...
+
+    def contrast(self, trainee: Trainee, batch: Gathered) -> dict[str, Tensor]:
+        """Weighted losses; of the trainee it uses the temperature only."""
+        ...
+
+
+@dataclass
+class CropBatch:
+    """products and usable (B,), two crops of every product."""
+
+    products: Tensor
+    usable: Tensor
+    first: Crops
+    second: Crops
+
+
+class CropStage:
+    """Stage crops: two crops of one product are a pair."""
+
+    def __init__(self, maker: BatchMaker, seed: int, size: int, device: torch.device) -> None:
+        self.maker, self.seed, self.size, self.device = maker, seed, size, device
+        self.skipped: Counter[str] = Counter()
+
+    def draw(self, step: int, rows: slice) -> CropBatch:
+        draw = self.maker.start(self.seed, step, self.size, rows)
+        first, second = draw.crops(), draw.crops()
+        usable = usable_rows(self.skipped, first.pixels, second.pixels)
+        return on_device(CropBatch(draw.products, usable, first, second), self.device)
+
+    def encode(self, trainee: Trainee, batch: CropBatch) -> Encoded:
+        both = Crops(
+            torch.cat([batch.first.pixels, batch.second.pixels]),
+            torch.cat([batch.first.mask, batch.second.mask]),
+            batch.products,
+        )
+        first, second = encode_crops(trainee.model, both).chunk(2)
+        present = {"first": batch.usable, "second": batch.usable}
+        return Encoded({"first": first, "second": second}, present)
+
+    def contrast(self, trainee: Trainee, batch: Gathered) -> dict[str, Tensor]:
+        return {"nce": batch.pairs_loss(trainee.logit_scale(), "first", "second")}
+
+
+def encode_crops(model: TigerFG, crops: Crops) -> Tensor:
+    """Crops -> embeddings (B, E)."""
     return model.encode_query(crops.pixels, crops.mask)
 
 
-def _region_loss(
-    trainee: Trainee, queries: Tensor, patches: Tensor, scenes: Scenes
-) -> tuple[Tensor, Tensor]:
-    """L_region, and the region embeddings; a distractor of the same picture is a hard negative."""
-    model = trainee.model
-    items = model.encode_region(patches, scenes.region)
-    has_other = scenes.other_region.sum(dim=1) > 0
-    others = model.encode_region(patches[has_other], scenes.other_region[has_other])
-    loss = info_nce(queries, items, scenes.products, trainee.logit_scale(), others)
-    return loss, items
+def region_embeddings(
+    model: TigerFG, patches: Tensor, region: Tensor, other: Tensor, usable: Tensor
+) -> Encoded:
+    """What L_region compares with the queries: items pooled with their true region, others.
 
+    The other product of a picture is a hard negative.
 
-def crop_step(
-    trainee: Trainee, teacher: TigerFG | None, draw: Draw, weights: LossWeights
-) -> dict[str, Tensor]:
-    """Stage crops: two crops of one product are a pair."""
-    first, second = draw.crops(), draw.crops()
-    embeddings = _encode(
-        trainee.model,
-        Crops(
-            torch.cat([first.pixels, second.pixels]),
-            torch.cat([first.mask, second.mask]),
-            first.products,
-        ),
-    )
-    a, b = embeddings.chunk(2)
-    return {"nce": info_nce(a, b, first.products, trainee.logit_scale())}
-
-
-def region_step(
-    trainee: Trainee, teacher: TigerFG | None, draw: Draw, weights: LossWeights
-) -> dict[str, Tensor]:
-    """Stage regions: crop against the full picture pooled with the true region, and crop pairs."""
-    model = trainee.model
-    crops, more, scenes = draw.crops(), draw.crops(), draw.scenes()
-    half = torch.arange(0, len(crops.products), 2)
-    queries = _encode(model, crops)
-    pairs = _encode(model, Crops(more.pixels[half], more.mask[half], crops.products[half]))
-    region, _ = _region_loss(trainee, queries, model.vision(scenes.pixels), scenes)
-    nce = info_nce(queries[half], pairs, crops.products[half], trainee.logit_scale())
-    return {"region": region, "nce": 0.5 * nce}
-
-
-def joint_step(
-    trainee: Trainee, teacher: TigerFG | None, draw: Draw, weights: LossWeights
-) -> dict[str, Tensor]:
-    """Stage joint: the whole item tower with all losses; needs the teacher.
-
-    For the `clip` baseline (item_tower "global") there is no map to supervise, so only L_nce
-    and L_rel apply.
+    Args:
+        patches: (B, N, D). region, other: (B, N) soft regions, zeros where there is none.
+        usable: (B,) bool.
     """
-    assert teacher is not None
-    model, scale = trainee.model, trainee.logit_scale()
-    crops, scenes, texts = draw.crops(), draw.scenes(), draw.texts()
-    queries, patches = _encode(model, crops), model.vision(scenes.pixels)
-    item = model.ground(patches, scenes.mask, texts.token_ids, texts.token_mask)
-    config = model.config
-    patch = config.vision.patch
-    with torch.no_grad():
-        targets, extents = crop_boxes(scenes.pixels, scenes.boxes, config.query_size)
-        grid = config.query_size // patch
-        teacher_patches = teacher.vision(torch.cat([crops.pixels, targets]))
-        mask = torch.cat([crops.mask, extent_masks(extents, grid, patch)])
-        teacher_queries, teacher_items = teacher.encode_region(teacher_patches, mask).chunk(2)
-        teacher_map = teacher_patches[len(queries) :].unflatten(1, (grid, grid))
-    losses = {
-        "nce": info_nce(queries, item.embedding, crops.products, scale),
-        "relation": weights.relation
-        * relation_loss(
-            queries, item.embedding, teacher_queries, teacher_items, weights.relation_tau
-        ),
-    }
-    if config.item_tower == "global":
-        return losses
-    region, _ = _region_loss(trainee, queries, patches, scenes)
-    losses["region"] = weights.region * region
-    losses["dense"] = weights.dense * dense_loss(
-        patches, scenes.boxes, scenes.region, teacher_map, extents, patch
+    return Encoded(
+        {
+            "items": model.encode_region(patches, region),
+            "others": model.encode_region(patches, other),
+        },
+        {
+            "items": usable & known_rows(region),
+            "others": usable & known_rows(other),
+        },
     )
-    losses["map"] = weights.map * map_loss(item.grounding_map, scenes.region)
-    return losses
 
 
-STEPS: dict[str, Step] = {"crops": crop_step, "regions": region_step, "joint": joint_step}
+def usable_rows(skipped: Counter[str], *tensors: Tensor) -> Tensor:
+    """(B,) bool: rows with finite numbers only. Others are set to zero, in place, and counted.
+
+    Zeros, because a NaN times a gradient of 0 is still NaN in the gradient of every weight.
+    """
+    sums = torch.stack([t.flatten(1).sum(dim=1) for t in tensors], dim=1)
+    usable = torch.isfinite(sums).all(dim=1)
+    if not usable.all():
+        skipped["numbers that are not finite"] += int((~usable).sum())
+        for t in tensors:
+            t[~usable] = 0.0
+    return usable
+
+
+def on_device(value: T, device: torch.device) -> T:
+    """A (nested) dataclass of tensors with all of them on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    parts = {f.name: on_device(getattr(value, f.name), device) for f in dataclasses.fields(value)}
+    return dataclasses.replace(value, **parts)

@@ -1,72 +1,101 @@
-"""Training state on disk: safetensors and JSON, replaced atomically; no pickle."""
+"""Training state on disk: one safetensors file, replaced atomically; no pickle."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from tigerfg.errors import InputError
 from tigerfg.training.stages import Trainee
+from tigerfg.training.teacher import Teacher
 
-STATE_TENSORS, STATE_JSON = "state.safetensors", "state.json"
+STATE = "state.safetensors"
 
 
 @dataclass
 class Progress:
-    """Where training stands: the stage in progress and the steps of it already done."""
+    """Where training stands.
 
-    stage: int
-    step: int
-    seconds: float
+    Attributes:
+        stage, step: the stage in progress and the steps of it already done.
+        seconds: of training, all stages. precision: what the encoders run in.
+        log_bytes: length of the log. skipped: what data could not be used, reason -> count.
+    """
+
+    stage: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    precision: str = "fp32"
+    log_bytes: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def save_state(
-    directory: Path, trainee: Trainee, optimizer: torch.optim.Optimizer, progress: Progress
+    file: Path,
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    teacher: Teacher | None,
+    progress: Progress,
 ) -> None:
-    """Write model, optimiser and progress to `directory`, whole or not at all."""
+    """Write model, optimiser, teacher and progress to `file`, whole or not at all."""
     tensors = {f"model.{name}": value for name, value in trainee.state_dict().items()}
     for name, parameter in trainee.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value
-    staged = directory.with_name(f".{directory.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, staged / STATE_TENSORS)
-    (staged / STATE_JSON).write_text(json.dumps(vars(progress)))
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        os.rename(directory, old)
-    os.rename(staged, directory)
-    shutil.rmtree(old, ignore_errors=True)
+    if teacher is not None:
+        tensors |= {f"teacher.{name}": value for name, value in teacher.state().items()}
+    staged = file.with_name(f".{file.name}.new")
+    metadata = {"progress": json.dumps(asdict(progress))}
+    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, staged, metadata)
+    with open(staged, "rb") as written:
+        os.fsync(written.fileno())
+    os.replace(staged, file)
 
 
-def load_progress(directory: Path) -> Progress:
-    """Read the progress of a saved state."""
+def load_progress(file: Path) -> Progress:
+    """Read the progress of a saved state.
+
+    Raises:
+        InputError: no state there, or a damaged one.
+    """
     try:
-        data = json.loads((directory / STATE_JSON).read_text())
-        return Progress(data["stage"], data["step"], data["seconds"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"resume: {directory} holds no training state ({error})") from error
+        with safe_open(file, "pt") as opened:
+            return Progress(**json.loads((opened.metadata() or {})["progress"]))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"resume: {file} holds no training state ({error})") from error
 
 
-def load_state(directory: Path, trainee: Trainee, optimizer: torch.optim.Optimizer) -> None:
-    """Restore what `save_state` wrote; the optimiser must have the same parameter groups."""
-    tensors = load_file(directory / STATE_TENSORS)
-    trainee.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
-    for name, parameter in trainee.named_parameters():
-        state = {
-            key.split(".", 2)[1]: value.clone()  # aligned like the optimiser's own
-            for key, value in tensors.items()
-            if key.startswith("optimizer.") and key.split(".", 2)[2] == name
-        }
-        if state:
-            optimizer.state[parameter] = state
+def load_state(
+    file: Path, trainee: Trainee, optimizer: torch.optim.Optimizer, teacher: Teacher | None
+) -> None:
+    """Restore what `save_state` wrote, for the same model, stage and teacher.
+
+    Raises:
+        InputError: the state is of another model.
+    """
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "teacher": {}}
+    with safe_open(file, "pt") as opened:
+        for key in opened.keys():  # noqa: SIM118 - not a mapping
+            kind, name = key.split(".", 1)
+            groups[kind][name] = opened.get_tensor(key).clone()  # aligned like torch's own
+    try:
+        trainee.load_state_dict(groups["model"])
+        if teacher is not None:
+            teacher.restore(groups["teacher"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"resume: {file} is of another model: {reason}") from error
+    device = trainee.log_scale.device
+    parameters = dict(trainee.named_parameters())
+    for key, value in groups["optimizer"].items():
+        what, name = key.split(".", 1)
+        # AdamW keeps its step count on the CPU
+        value = value if what == "step" else value.to(device)
+        optimizer.state.setdefault(parameters[name], {})[what] = value

@@ -11,13 +11,14 @@ from tigerfg.text import TextTokenizer
 from tigerfg.training.pool import Pool
 from tigerfg.training.regions import box_regions, extent_masks, extent_pixels
 
+AT_ONCE = 128  # pictures
 
-def _pixels(pictures: np.ndarray, extents: Tensor, model: TigerFG) -> Tensor:
+
+def _pixels(pictures: Tensor, extents: Tensor, model: TigerFG) -> Tensor:
     """uint8 (B, S, S, 3) -> normalised (B, 3, S, S), zero outside the pictures."""
-    x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255.0
-    mean, std = torch.tensor(model.config.mean), torch.tensor(model.config.std)
-    x = (x - mean[:, None, None]) / std[:, None, None]
-    return x * extent_pixels(extents, x.shape[-1])
+    x = pictures.permute(0, 3, 1, 2).float() / 255.0
+    mean, std = (x.new_tensor(v)[:, None, None] for v in (model.config.mean, model.config.std))
+    return (x - mean) / std * extent_pixels(extents, x.shape[-1])
 
 
 @torch.no_grad()
@@ -32,42 +33,42 @@ def validate(model: TigerFG, pool: Pool, tokenizer: TextTokenizer) -> dict[str, 
         For standard and cluttered pictures: `r1` (item tower), `bound` (true region as map),
         `whole` (all patches pooled), and `pointing` (map's peak in the target box).
     """
-    training = model.training
-    model.eval()
-    patch = model.config.vision.patch
+    patch, device = model.config.vision.patch, model.gate_text.device
     q_grid, grid = model.config.query_size // patch, model.config.item_size // patch
 
+    def there(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(device)
+
     def encode(start: int) -> Tensor:
-        rows = slice(start, start + 128)
-        extents = torch.from_numpy(np.array(pool.crop_extents[rows]))
-        pixels = _pixels(pool.crops[rows], extents, model)
+        rows = slice(start, start + AT_ONCE)
+        extents = there(pool.crop_extents[rows])
+        pixels = _pixels(there(pool.crops[rows]), extents, model)
         return model.encode_query(pixels, extent_masks(extents, q_grid, patch))
 
-    queries = torch.cat([encode(start) for start in range(0, len(pool.crops), 128)])
+    queries = torch.cat([encode(start) for start in range(0, len(pool.crops), AT_ONCE)])
+    truth = there(pool.crop_products).long()
     results: dict[str, float] = {}
     for first, layout in enumerate(("standard", "cluttered")):
         index = np.arange(first, len(pool.scenes), 2)
         embeddings: dict[str, list[Tensor]] = {"r1": [], "bound": [], "whole": []}
         hits = []
-        for start in range(0, len(index), 128):
-            rows = index[start : start + 128]
-            extents = torch.from_numpy(np.array(pool.scene_extents[rows]))
+        for start in range(0, len(index), AT_ONCE):
+            rows = index[start : start + AT_ONCE]
+            extents = there(pool.scene_extents[rows])
             mask = extent_masks(extents, grid, patch)
-            patches = model.vision(_pixels(pool.scenes[rows], extents, model))
+            patches = model.vision(_pixels(there(pool.scenes[rows]), extents, model))
             texts = [pool.texts[p][0] for p in pool.scene_products[rows]]
-            token_ids, token_mask = (torch.from_numpy(t) for t in tokenizer(texts))
+            token_ids, token_mask = (there(t) for t in tokenizer(texts))
             item = model.ground(patches, mask, token_ids, token_mask)
-            region = box_regions(torch.from_numpy(np.array(pool.scene_boxes[rows])), grid, patch)
+            region = box_regions(there(pool.scene_boxes[rows]), grid, patch)
             embeddings["r1"].append(item.embedding)
             embeddings["bound"].append(model.encode_region(patches, region))
             embeddings["whole"].append(model.encode_region(patches, mask))
             peak = item.grounding_map.argmax(dim=1)
             hits.append(region.gather(1, peak[:, None])[:, 0] > 0)
-        targets = torch.from_numpy(np.array(pool.scene_products[index])).long()
-        truth = torch.from_numpy(np.array(pool.crop_products)).long()
+        targets = there(pool.scene_products[index]).long()
         for name, parts in embeddings.items():
             best = targets[(queries @ torch.cat(parts).T).argmax(dim=1)]
             results[f"{layout}_{name}"] = 100.0 * float((best == truth).float().mean())
         results[f"{layout}_pointing"] = 100.0 * float(torch.cat(hits).float().mean())
-    model.train(training)
     return results

@@ -1,0 +1,132 @@
+"""What a training run is: its stages, data, losses and machinery, as one plain dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tigerfg.errors import InputError
+from tigerfg.model.config import ModelConfig, preset
+
+KINDS = ("crops", "regions", "map", "joint")
+PRECISIONS = ("auto", "fp32", "bf16")
+TEACHERS = ("frozen", "ema")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: `kind` crops | regions | map | joint; `backbone_rate` scales the backbone's lr.
+
+    `batch` is the global batch: the ranks of a distributed run share it.
+    """
+
+    kind: str
+    steps: int
+    batch: int
+    lr: float
+    backbone_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"stages: kind {self.kind!r} is unknown; choose {', '.join(KINDS)}")
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"stages: {name} of {self.kind} must be at least 1")
+
+
+RECIPE = (
+    Stage("crops", 280, 256, 2e-3),
+    Stage("regions", 460, 128, 1.5e-3),
+    Stage("map", 900, 256, 1e-3),
+    Stage("joint", 280, 128, 1e-3, backbone_rate=0.6),
+)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """L = L_nce + region·L_region + dense·L_dense + map·L_map + relation·L_rel.
+
+    A weight of 0 leaves the loss out: it is not computed. `relation_tau` is the τ of L_rel,
+    `map_tau` that of map targets made without a box.
+    """
+
+    region: float = 0.5
+    dense: float = 0.2
+    map: float = 0.5
+    relation: float = 0.5
+    relation_tau: float = 0.1
+    map_tau: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        out: run directory: pools, training state, log, and `checkpoint/` at the end of a stage;
+            all ranks of a distributed run must see it.
+        model: model configuration. stages: the recipe. weights: of the losses.
+        photos: catalogue directory of real photos (standard/ and cluttered/), or None.
+        products, product_seed: how many rendered products, and their seed.
+        shards: a suite's directory of training shards, used in place of rendered products.
+        photo_share: share of a batch that is real photos.
+        init: checkpoint to start from (with its tokenizer), or None.
+        pretrained: load the Hugging Face encoders' weights from their `name`.
+        seed: of weights, batches and augmentation. threads: CPU threads, None for all.
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        precision: of both encoders, forward and backward: "fp32", "bf16" (autocast), or "auto":
+            bf16 where the hardware multiplies it.
+        micro_batch: rows that are encoded at once, None for all of a rank's; smaller ones need
+            less memory and give the same gradient for a second forward pass.
+        teacher: of the joint stage: "frozen", or "ema": it follows the trained weights with
+            `teacher_decay` a step.
+        layer_decay: every block of an encoder learns this much slower than the one above it.
+        save_seconds: how often the state is saved. validate_every: steps between validations.
+        rank_timeout: seconds after which a distributed run gives a silent rank up.
+    """
+
+    out: Path
+    model: ModelConfig = field(default_factory=lambda: preset("tiny"))
+    stages: tuple[Stage, ...] = RECIPE
+    photos: Path | None = None
+    photos_split: str = "train"
+    products: int = 6000
+    product_seed: int = 1
+    shards: Path | None = None
+    photo_share: float = 0.3
+    init: Path | None = None
+    pretrained: bool = False
+    seed: int = 0
+    threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    micro_batch: int | None = None
+    teacher: Literal["frozen", "ema"] = "frozen"
+    teacher_decay: float = 0.99
+    layer_decay: float = 1.0
+    save_seconds: float = 120.0
+    validate_every: int = 100
+    rank_timeout: float = 600.0
+    weights: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("device", ("auto", "cpu", "cuda")),
+            ("precision", PRECISIONS),
+            ("teacher", TEACHERS),
+        ):
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"{name}: {getattr(self, name)!r} is unknown; choose {', '.join(choices)}"
+                )
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise InputError(f"micro_batch: {self.micro_batch}; give at least 1 row")
+        if not 0.0 < self.layer_decay <= 1.0:
+            raise InputError(f"layer_decay: {self.layer_decay}; give a number in (0, 1]")
+        if not 0.0 <= self.teacher_decay < 1.0:
+            raise InputError(f"teacher_decay: {self.teacher_decay}; give a number in [0, 1)")
+        if not 0.0 <= self.photo_share <= 1.0:
+            raise InputError(f"photo_share: {self.photo_share}; give a number in [0, 1]")
+        if self.validate_every < 1:
+            raise InputError(f"validate_every: {self.validate_every}; give at least 1 step")

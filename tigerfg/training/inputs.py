@@ -1,0 +1,104 @@
+"""What a run learns from: pools and shards, the held-out pool, and the text tokenizer."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tigerfg.errors import InputError
+from tigerfg.text import TextTokenizer
+from tigerfg.training.batches import BatchMaker
+from tigerfg.training.card import HELD_OUT
+from tigerfg.training.config import TrainConfig
+from tigerfg.training.distributed import World
+from tigerfg.training.pool import Pool
+from tigerfg.training.prepare import photo_pool, rendered_pool
+from tigerfg.training.sources import Source
+from tigerfg.training.tokenizer import train_tokenizer
+
+log = logging.getLogger("tigerfg")
+
+TOKENIZER_TEXTS = 50_000  # of a source that does not hold its texts in memory
+
+
+class Inputs:
+    """Data of a run, made by the first rank and opened by all.
+
+    Attributes:
+        maker: makes batches. held_out: rendered products for validation, one crop, one standard
+            and one cluttered picture each. tokenizer, tokenizer_file: of the item texts.
+    """
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        directory = Path(config.out) / "pools"
+        _check_photos(config)
+        makers = _pool_makers(config)
+        if world.first:
+            for name, make in makers.items():
+                if not (directory / name).exists():
+                    log.info("preparing training pictures: %s", name)
+                    make().save(directory / name)
+        world.wait()
+        self.held_out = Pool.load(directory / "held_out")
+        sources: list[Source] = [
+            Pool.load(directory / name) for name in makers if name != "held_out"
+        ]
+        if config.shards is not None:
+            from tigerfg.training.shards import ShardPool
+
+            sizes = (config.model.query_size, config.model.item_size)
+            sources.insert(0, ShardPool(config.shards, *sizes))
+        shares = [1.0]
+        if config.photos is not None:
+            shares = [1.0 - config.photo_share, config.photo_share]
+        self.tokenizer_file = Path(config.out) / "tokenizer.json"
+        if config.init is not None:
+            self.tokenizer_file = config.init / "tokenizer.json"
+        elif world.first and not self.tokenizer_file.exists():
+            texts = (text for source in sources for text in _texts(source))
+            train_tokenizer(texts, config.model.text.vocab_size, self.tokenizer_file)
+        world.wait()
+        self.tokenizer = TextTokenizer.from_file(self.tokenizer_file, config.model.text.max_length)
+        self.maker = BatchMaker(sources, shares, config.model, self.tokenizer)
+
+
+def _check_photos(config: TrainConfig) -> None:
+    for layout in ("standard", "cluttered") if config.photos is not None else ():
+        if not (config.photos / layout / "items.jsonl").is_file():
+            raise InputError(f"photos: {config.photos} has no {layout}/items.jsonl")
+
+
+def _pool_makers(config: TrainConfig) -> dict[str, Callable[[], Pool]]:
+    """Name -> how to make this pool; they are stored under `out/pools`."""
+    sizes = (config.model.query_size, config.model.item_size)
+    workers = config.threads or len(os.sched_getaffinity(0))
+    makers: dict[str, Callable[[], Pool]] = {}
+    if config.shards is None:
+        makers["rendered"] = lambda: rendered_pool(
+            config.products, config.product_seed, *sizes, workers=workers
+        )
+    makers["held_out"] = lambda: rendered_pool(
+        min(config.products, HELD_OUT),
+        config.product_seed + 1000,
+        *sizes,
+        views=1,
+        cluttered=1,
+        workers=workers,
+    )
+    if config.photos is not None:
+        makers["photos"] = lambda: photo_pool(
+            config.photos, config.photos_split, *sizes, seed=config.seed
+        )
+    return makers
+
+
+def _texts(source: Source) -> Iterator[str]:
+    """Texts to train the tokenizer on."""
+    if isinstance(source, Pool):
+        yield from (text for variants in source.texts for text in variants)
+    else:
+        yield from source.draw(TOKENIZER_TEXTS, np.random.default_rng(0)).texts()
