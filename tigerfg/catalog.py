@@ -195,7 +195,8 @@ def csv_rows(lines: Iterable[str]) -> Iterator[Row]:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            yield rows.line_num, f"not valid csv: {error}"
+            # The DictReader's own line_num still stands before the broken row.
+            yield rows.reader.line_num, f"not valid csv: {error}"
             continue
         if row is None:
             return
