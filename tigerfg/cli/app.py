@@ -19,6 +19,7 @@ COMMANDS = {
     "search": "tigerfg.cli.search",
     "eval": "tigerfg.cli.evaluate",
     "render": "tigerfg.cli.render",
+    "suite": "tigerfg.cli.suite",
     "train": "tigerfg.cli.train",
     "doctor": "tigerfg.cli.doctor",
 }
