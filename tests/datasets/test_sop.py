@@ -109,3 +109,22 @@ def test_a_file_in_utf16_or_another_file(root, write):
     write("Ebay_test.txt", "image_id class_id\n1 2\n")
     with pytest.raises(InputError, match="no column super_class_id, path; there are image_id, "):
         load_dataset("sop", root)
+
+
+def test_a_binary_file_and_a_number_of_5000_digits(root, write):
+    (root / "Ebay_test.txt").write_bytes(bytes(range(1, 256)) * 2000)
+    with pytest.raises(InputError, match="no column image_id, class_id") as caught:
+        load_dataset("sop", root)
+    assert len(str(caught.value).encode("utf-8")) < 1000  # short, and without lone surrogates
+    write("Ebay_test.txt", "7" * 5000 + "\n" + HEADER)
+    with pytest.raises(InputError, match="no item: unpack"):
+        load_dataset("sop", root)
+
+
+def test_an_id_that_is_not_utf8_can_be_printed(root, write, jpegs):
+    jpegs(*PICTURES)
+    row = b"\xff 1 1 bicycle_final/251952414262_0.JPG\n"
+    (root / "Ebay_test.txt").write_bytes((HEADER + ROWS).encode() + row)
+    (reject,) = load_dataset("sop", root).rejected
+    assert reject.item_id == "?"
+    str(reject).encode("utf-8")

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from tigerfg.benchmark.datasets.source import EvalSet, Source, with_answers
+from tigerfg.benchmark.datasets.source import EvalSet, Source, printable, with_answers
 from tigerfg.errors import InputError
 from tigerfg.records import Item, Query
 
@@ -92,4 +92,4 @@ def _description(source: Source, name: str, beside: Path) -> str:
         found = sorted(beside.glob("*_Description*.txt"))
         path = next((file for file in found if "Swedish" not in file.name), None)
     text = "" if path is None else " ".join(line for _, line in source.lines(path))
-    return text.encode("utf-8", "replace").decode("utf-8")  # a byte of Latin-1 costs no packshot
+    return printable(text)  # a byte of Latin-1 costs no packshot

@@ -129,8 +129,8 @@ class Source:
         """
         lines = self.lines(file)
         first = next(lines, (0, ""))[1]
-        promised = int(first) if first.isdecimal() else None
-        header = (first if promised is None else next(lines, (0, ""))[1]).split()
+        promised = first if first.isdecimal() else ""
+        header = (next(lines, (0, ""))[1] if promised else first).split()
         self._require(columns, header, file)
         found = 0
         for line, text in lines:
@@ -140,15 +140,15 @@ class Source:
                 self.reject(f"{len(cells)} columns, not {len(header)}", file, line)
             else:
                 yield line, dict(zip(header, cells, strict=True))
-        if promised not in (None, found):
-            self.notes.append(f"{file.name} promises {promised} rows and has {found}")
+        if promised and promised != str(found):
+            self.notes.append(f"{file.name} promises {promised[:20]} rows and has {found}")
 
     def _require(self, columns: Iterable[str], there: Iterable[str], file: Path) -> None:
         missing = [column for column in columns if column not in there]
         if missing:
+            names = printable(", ".join(there))[:200] or "none"
             raise InputError(
-                f"{file}: no column {', '.join(missing)}; there are {', '.join(there) or 'none'}: "
-                f"{self.download}"
+                f"{file}: no column {', '.join(missing)}; there are {names}: {self.download}"
             )
 
     def _text(self, file: Path) -> Iterator[str]:
@@ -173,6 +173,7 @@ class Source:
         self, reason: str, file: Path, line: int | None = None, record_id: str | None = None
     ) -> None:
         """Note that a row was left out."""
+        record_id = None if record_id is None else printable(record_id)
         self.rejected.append(Rejected(record_id, reason, line, str(file)))
 
     @contextmanager
@@ -244,6 +245,11 @@ class Source:
                 "the gallery and are left out"
             )
         return EvalSet(name, split, items, answerable, relevance, notes, self.rejected)
+
+
+def printable(text: str) -> str:
+    """The text with ? for every byte that was no UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def ids_by_product(items: Iterable[Item]) -> dict[str, tuple[str, ...]]:
