@@ -1,0 +1,183 @@
+"""Box heads beside their checkpoint, and the boxes that they predict for a catalogue as a file.
+
+`tigerfg eval --mode detect --boxes boxes.jsonl` reads the latter.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tigerfg.decoding import load_image
+from tigerfg.errors import InputError
+from tigerfg.images import preprocess
+from tigerfg.model.baselines import BoxHead, BoxHeadConfig
+from tigerfg.model.checkpoint import fingerprint
+from tigerfg.model.towers import TigerFG
+from tigerfg.records import Item, Rejected
+from tigerfg.text import TextTokenizer, item_text
+from tigerfg.training.box_head import predict_boxes
+
+AT_ONCE = 64
+EXIF_ORIENTATION = 0x0112
+# EXIF orientation -> a point of the upright picture in the picture as stored, both in [0, 1]²
+_TO_STORED = {
+    1: lambda x, y: (x, y),
+    2: lambda x, y: (1 - x, y),
+    3: lambda x, y: (1 - x, 1 - y),
+    4: lambda x, y: (x, 1 - y),
+    5: lambda x, y: (y, x),
+    6: lambda x, y: (y, 1 - x),
+    7: lambda x, y: (1 - y, 1 - x),
+    8: lambda x, y: (1 - y, x),
+}
+
+
+def save_box_head(head: BoxHead, checkpoint: str | Path) -> Path:
+    """Write box_head.safetensors and .json (with text: box_head_text) into a checkpoint directory.
+
+    The head is bound to that checkpoint's features: saving another checkpoint there removes it.
+
+    Returns:
+        The path of the json file.
+    """
+    weights, settings = _files(checkpoint, head.config.text_width is not None)
+    tensors = {name: value.detach().contiguous().cpu() for name, value in head.state_dict().items()}
+    content = {"fingerprint": fingerprint(checkpoint), "config": asdict(head.config)}
+    save_file(tensors, weights)
+    settings.write_text(json.dumps(content, indent=2) + "\n")
+    return settings
+
+
+def load_box_head(checkpoint: str | Path, text: bool = False) -> BoxHead:
+    """The head that `save_box_head` wrote, in evaluation mode on the CPU.
+
+    Raises:
+        InputError: there is none, it is damaged, or belongs to another checkpoint.
+    """
+    weights, settings = _files(checkpoint, text)
+    try:
+        content = json.loads(settings.read_text())
+        head = BoxHead(BoxHeadConfig(**content["config"]))
+        head.load_state_dict(load_file(weights))
+        owner = content["fingerprint"]
+    except FileNotFoundError as error:
+        raise InputError(f"box head: {error.filename or weights} is missing: train one") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"box head: {settings} is damaged ({reason}); train it again") from error
+    if owner != fingerprint(checkpoint):
+        raise InputError(f"box head: {settings} was trained on another checkpoint: train it again")
+    return head.eval().requires_grad_(False)
+
+
+def _files(checkpoint: str | Path, text: bool) -> tuple[Path, Path]:
+    stem = "box_head_text" if text else "box_head"
+    return tuple(Path(checkpoint) / f"{stem}.{suffix}" for suffix in ("safetensors", "json"))
+
+
+def write_boxes(
+    file: str | Path,
+    items: Iterable[Item],
+    model: TigerFG,
+    head: BoxHead,
+    tokenizer: TextTokenizer | None = None,
+) -> list[Rejected]:
+    """Predict the box of every item; one {"item_id", "box": [x0, y0, x1, y1]} a line.
+
+    Boxes are pixels of the picture as stored, EXIF orientation taken back.
+
+    Args:
+        file: replaced when all is done.
+        items: e.g. `read_items(directory)`. model, head: in evaluation mode.
+        tokenizer: the checkpoint's, for a head that reads text.
+
+    Returns:
+        The items whose picture cannot be used; they have no line.
+
+    Raises:
+        InputError: the head reads text and there is no tokenizer.
+    """
+    if head.config.text_width is not None and tokenizer is None:
+        raise InputError("tokenizer: this box head reads text: give the checkpoint's tokenizer")
+    file = Path(file)
+    rejected: list[Rejected] = []
+    staged = file.with_name(f".{file.name}.part")
+    try:
+        with open(staged, "w", encoding="utf-8") as lines:
+            rest = iter(items)
+            while chunk := list(islice(rest, AT_ONCE)):
+                for item_id, box in _predict(chunk, model, head, tokenizer, rejected):
+                    line = {"item_id": item_id, "box": [round(value, 2) for value in box]}
+                    lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+        os.replace(staged, file)
+    finally:
+        staged.unlink(missing_ok=True)
+    return rejected
+
+
+def _predict(
+    items: list[Item],
+    model: TigerFG,
+    head: BoxHead,
+    tokenizer: TextTokenizer | None,
+    rejected: list[Rejected],
+) -> Iterator[tuple[str, list[float]]]:
+    spec = model.config.preprocessing
+    good, pictures, stored = [], [], []
+    for item in items:
+        try:
+            size = spec.item_size
+            picture = load_image(item.image, target_size=size, interpolation=spec.interpolation)
+            stored.append(_stored(item))
+        except InputError as error:
+            rejected.append(Rejected(item.item_id, str(error)))
+        else:
+            good.append(item)
+            pictures.append(picture)
+    if not good:
+        return
+    pixels, _, extents = preprocess(pictures, spec.item_size, spec)
+    device = next(model.parameters()).device
+    texts = ()
+    if head.config.text_width is not None:
+        tokens = tokenizer([item_text(item) for item in good])
+        texts = tuple(torch.from_numpy(array).to(device) for array in tokens)
+    boxes = predict_boxes(
+        model, head, torch.from_numpy(pixels).to(device), torch.from_numpy(extents), *texts
+    )
+    shares = boxes.cpu().double().numpy().reshape(-1, 2, 2) / extents[:, None]
+    for item, box, (size, orientation) in zip(good, shares, stored, strict=True):
+        corners = np.array([_TO_STORED[orientation](x, y) for x, y in box]) * size
+        yield item.item_id, [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()]
+
+
+def _stored(item: Item) -> tuple[tuple[int, int], int]:
+    """(width, height) of a readable picture as stored, and its EXIF orientation, 1 to 8."""
+    source = item.image
+    if isinstance(source, np.ndarray):
+        return (source.shape[1], source.shape[0]), 1
+    if isinstance(source, Image.Image):
+        return source.size, _orientation(source)
+    file = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
+    with Image.open(file) as picture:
+        return picture.size, _orientation(picture)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        code = picture.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # broken EXIF: `load_image` ignores it too
+        return 1
+    return code if code in _TO_STORED else 1
