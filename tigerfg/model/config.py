@@ -82,7 +82,11 @@ class GroundingConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model. `item_tower` "global" is the `clip` baseline (no grounding)."""
+    """A whole model. `item_tower` "global" is the `clip` baseline (no grounding).
+
+    `item_levels`: at how many scales the item tower sees its picture, each half the one before;
+    attention chooses between them (see `tigerfg.levels`).
+    """
 
     name: str = "tiny"
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -93,6 +97,7 @@ class ModelConfig:
     item_tower: Literal["grounded", "global"] = "grounded"
     query_size: int = 64
     item_size: int = 128
+    item_levels: int = 1
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -110,6 +115,16 @@ class ModelConfig:
                     f"{name}: {getattr(self, name)} is not a multiple of the patch size "
                     f"{self.vision.patch}"
                 )
+        if self.item_levels < 1 or self.item_size % (self.vision.patch << (self.item_levels - 1)):
+            raise InputError(
+                f"item_levels: {self.item_levels}; at every level item_size {self.item_size} must "
+                f"be a multiple of the patch size {self.vision.patch}"
+            )
+
+    @property
+    def item_side(self) -> int:
+        """Patches a side of the item picture at its full size."""
+        return self.item_size // self.vision.patch
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -166,7 +181,7 @@ DINOV3_VITB16: dict[str, Any] = {
 def preset(name: str) -> ModelConfig:
     """`tiny`: trains on two CPU cores. `base`: DINOv3 ViT-B/16 at 224 px (85.7M query side)."""
     if name == "tiny":
-        return ModelConfig()
+        return ModelConfig(vision=VisionConfig(kernel=3), item_levels=2)
     if name == "base":
         return ModelConfig(
             name="base",

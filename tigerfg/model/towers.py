@@ -23,11 +23,15 @@ from tigerfg.model.backbones import build_backbone
 from tigerfg.model.config import ModelConfig
 from tigerfg.model.grounding import Guidance, TextGuidedGrounding, average_token_maps
 from tigerfg.model.huggingface import configuration
+from tigerfg.model.levels import fold_map, level_masks, level_patches
 from tigerfg.model.text_encoder import build_text_encoder
 
 
 class ItemOutput(NamedTuple):
-    """embedding (B, E) with norm 1; grounding_map (B, N), sum 1; token_weights (B, L), sum 1."""
+    """embedding (B, E) with norm 1; grounding_map (B, N), sum 1; token_weights (B, L), sum 1.
+
+    N patches of the full-size picture, or those of all item levels where it is said.
+    """
 
     embedding: Tensor
     grounding_map: Tensor
@@ -155,7 +159,20 @@ class TigerFG(nn.Module):
         self, pixels: Tensor, patch_mask: Tensor, token_ids: Tensor, token_mask: Tensor
     ) -> ItemOutput:
         """pixels (B, 3, S, S), patch_mask (B, N), token_ids (B, L) int64, token_mask (B, L)."""
-        return self.ground(self.vision(pixels), patch_mask, token_ids, token_mask)
+        item = self.ground(self.item_patches(pixels), patch_mask, token_ids, token_mask)
+        folded = fold_map(item.grounding_map, self.config.item_side, self.config.item_levels)
+        return item._replace(grounding_map=folded)
+
+    def item_patches(self, pixels: Tensor) -> Tensor:
+        """pixels (B, 3, S, S) -> patch features of all item levels (B, N', D), finest first."""
+        return level_patches(self.vision, pixels, self.config.item_levels)
+
+    def item_mask(self, patch_mask: Tensor) -> Tensor:
+        """patch_mask (B, N) of the full-size picture -> the mask of all item levels (B, N')."""
+        return torch.cat(self._level_masks(patch_mask), dim=1)
+
+    def _level_masks(self, patch_mask: Tensor) -> list[Tensor]:
+        return level_masks(patch_mask, self.config.item_side, self.config.item_levels)
 
     def tail_inputs(self, pixels: Tensor, token_ids: Tensor, token_mask: Tensor) -> TailInputs:
         """The item tower up to its fused tail; arguments as for `encode_item`.
@@ -174,12 +191,13 @@ class TigerFG(nn.Module):
             # not len(queries): an exporter would take that for a constant
             pool = self.pool.query.expand(queries.shape[0], 1, -1)
             queries = torch.cat([queries, pool], dim=1)
-        return TailInputs(self.vision(pixels), queries, guidance.text, guidance.token_weights)
+        return TailInputs(self.item_patches(pixels), queries, guidance.text, guidance.token_weights)
 
     def grounding_map(
         self, patches: Tensor, patch_mask: Tensor, token_ids: Tensor, token_mask: Tensor
     ) -> Tensor:
-        """The map alone, (B, N): patches (B, N, D) and text as for `ground`."""
+        """The map alone, (B, N'): patches (B, N', D) and text as for `ground`."""
+        patch_mask = self.item_mask(patch_mask)
         guidance = self.grounding(self.text(token_ids, token_mask), token_mask)
         if guidance.query_weights is not None:
             return self._attend_per_token(guidance, patches, patch_mask)[1]
@@ -193,16 +211,30 @@ class TigerFG(nn.Module):
         pooled, maps = grounding(queries, patches, patch_mask, per_query=True)
         return average_token_maps(pooled, maps, guidance.query_weights, self.grounding.heads)
 
+    def _flat_map(self, patch_mask: Tensor) -> Tensor:
+        """The map of a tower without grounding: every level alike, flat over its valid patches."""
+        masks = [mask.float() for mask in self._level_masks(patch_mask)]
+        flat = [mask / mask.sum(dim=1, keepdim=True).clamp(min=1.0) for mask in masks]
+        return torch.cat(flat, dim=1) / len(masks)
+
     def ground(
         self, patches: Tensor, patch_mask: Tensor, token_ids: Tensor, token_mask: Tensor
     ) -> ItemOutput:
-        """The item tower after its backbone: patches (B, N, D) and text -> ItemOutput."""
+        """The item tower after its backbone.
+
+        Args:
+            patches: (B, N', D) of all item levels, as `item_patches` gives them.
+            patch_mask: (B, N) of the full-size picture.
+
+        Returns:
+            ItemOutput whose grounding_map is over all levels, (B, N').
+        """
         guidance = self.grounding(self.text(token_ids, token_mask), token_mask)
         if self.config.item_tower == "global":
-            fused = self.pool(patches, patch_mask) + self.gate_text * guidance.text
-            flat = patch_mask.to(fused.dtype)
-            flat = flat / flat.sum(dim=1, keepdim=True).clamp(min=1.0)
+            flat = self._flat_map(patch_mask).to(patches.dtype)
+            fused = self.pool(patches, flat) + self.gate_text * guidance.text
             return ItemOutput(self.head(fused), flat, guidance.token_weights)
+        patch_mask = self.item_mask(patch_mask)
         if guidance.query_weights is not None:
             heads, grounding_map = self._attend_per_token(guidance, patches, patch_mask)
             w_v, w_o = self.grounding.w_v, self.grounding.w_o

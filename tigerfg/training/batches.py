@@ -13,7 +13,7 @@ from torch import Tensor
 from tigerfg.errors import InputError
 from tigerfg.model.config import ModelConfig
 from tigerfg.text import TextTokenizer
-from tigerfg.training.regions import box_regions, extent_masks, extent_pixels
+from tigerfg.training.regions import extent_masks, extent_pixels, item_regions
 from tigerfg.training.sources import Rows, SceneArrays, Source
 
 
@@ -28,7 +28,9 @@ class Crops:
 
 @dataclass
 class Scenes(Crops):
-    """Item pictures with boxes (B, 4), target regions (B, N) and distractor regions (B, N).
+    """Item pictures with boxes (B, 4), target regions and distractor regions (B, N').
+
+    The regions are over all item levels, the mask (B, N) is that of the full-size picture.
 
     A picture without a distractor has a distractor region of zeros. Where the target's box is
     not known (`boxed` (B,) bool is False) `boxes` is the whole picture, and the region zeros.
@@ -192,7 +194,7 @@ class Draw:
         config = self._maker.config
         parts = [part.scenes() for part in self._parts]
         arrays = SceneArrays(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-        patch, grid = config.vision.patch, config.item_size // config.vision.patch
+        patch, grid = config.vision.patch, config.item_side
         extents, boxed = torch.from_numpy(arrays.extents), torch.from_numpy(arrays.boxed)
         boxes, other_boxes = torch.from_numpy(arrays.boxes), torch.from_numpy(arrays.other_boxes)
         whole = torch.cat([torch.zeros_like(extents), extents], dim=1)
@@ -201,8 +203,8 @@ class Draw:
             extent_masks(extents, grid, patch),
             self.products,
             torch.where(boxed[:, None], boxes, whole),
-            box_regions(boxes, grid, patch) * boxed[:, None],
-            box_regions(other_boxes, grid, patch),
+            item_regions(boxes, config) * boxed[:, None],
+            item_regions(other_boxes, config),
             boxed,
         )
 

@@ -84,6 +84,7 @@ def dense_loss(
     teacher_map: Tensor,
     teacher_extents: Tensor,
     patch: int,
+    levels: int = 1,
 ) -> Tensor:
     """Cosine distance to the teacher's crop features, place by place: dense half of L_spatial.
 
@@ -93,20 +94,34 @@ def dense_loss(
     bilinear between the centres of its valid patches and constant outside them.
 
     Args:
-        patches: (B, N, D) item patches of the student, N a square number.
-        boxes: (B, 4) target boxes in pixels of the item input. region: (B, N), sums to 1; a row of
-            zeros is left out.
+        patches: (B, N', D) item patches of the student at all levels, finest first.
+        boxes: (B, 4) target boxes in pixels of the item input. region: (B, N'), sums to 1; a row
+            of zeros is left out.
         teacher_map: (B, n, n, D) patch features of the target's crop.
         teacher_extents: (B, 2) valid (w, h) of the crops in pixels. patch: pixels a patch.
+        levels: item levels, each with a quarter of the patches of the one before.
 
     Returns:
         Scalar in [0, 2]: mean over the region's patches, then over items that have a region.
     """
-    grid, side = math.isqrt(patches.shape[1]), teacher_map.shape[1]
-    centres = (torch.arange(grid, device=patches.device, dtype=patches.dtype) + 0.5) * patch
+    finest = sum(0.25**level for level in range(levels))
+    side = math.isqrt(round(patches.shape[1] / finest))
+    sides = [side >> level for level in range(levels)]
+    sampled = [
+        _sample(teacher_map, teacher_extents, boxes / (1 << level), grid, patch)
+        for level, grid in enumerate(sides)
+    ]
+    distance = 1.0 - F.cosine_similarity(patches, torch.cat(sampled, dim=1), dim=-1, eps=1e-6)
+    return _mean_of_known((distance * region).sum(dim=1), region)
+
+
+def _sample(teacher_map: Tensor, extents: Tensor, boxes: Tensor, grid: int, patch: int) -> Tensor:
+    """The teacher's features at the centres of grid x grid item patches: (B, grid², D)."""
+    side, dtype = teacher_map.shape[1], teacher_map.dtype
+    centres = (torch.arange(grid, device=boxes.device, dtype=dtype) + 0.5) * patch
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-3)  # a box without area has no region
-    scale = teacher_extents / sides  # crop pixels per item pixel [B, 2]
-    last = (teacher_extents - 0.5 * patch).clamp(min=0.5 * patch)  # centres of the last patches
+    scale = extents / sides  # crop pixels per item pixel [B, 2]
+    last = (extents - 0.5 * patch).clamp(min=0.5 * patch)  # centres of the last patches
 
     def along(axis: int) -> Tensor:  # [B, grid]
         place = (centres[None] - boxes[:, axis, None]) * scale[:, axis, None]
@@ -126,9 +141,7 @@ def dense_loss(
         padding_mode="border",
         align_corners=False,
     )  # [B, D, grid, grid]
-    sampled = sampled.flatten(2).transpose(1, 2)
-    distance = 1.0 - F.cosine_similarity(patches, sampled, dim=-1, eps=1e-6)
-    return _mean_of_known((distance * region).sum(dim=1), region)
+    return sampled.flatten(2).transpose(1, 2)
 
 
 @in_full_precision

@@ -64,7 +64,11 @@ class RegionStage:
         pairs = torch.zeros_like(queries).index_copy(0, half, encode_crops(model, more))
         scenes = batch.scenes
         encoded = region_embeddings(
-            model, model.vision(scenes.pixels), scenes.region, scenes.other_region, batch.usable
+            model,
+            model.item_patches(scenes.pixels),
+            scenes.region,
+            scenes.other_region,
+            batch.usable,
         )
         encoded.embeddings.update(queries=queries, pairs=pairs)
         encoded.present.update(queries=batch.usable, pairs=batch.usable & batch.paired)
@@ -157,16 +161,16 @@ class JointStage:
         unboxed = (~scenes.boxed).nonzero()[:, 0]
         if len(unboxed) and self.weights.map > 0:
             query = teacher.pool(patches[unboxed], crops.mask[unboxed])
-            item = teacher.vision(scenes.pixels[unboxed])
+            item = teacher.item_patches(scenes.pixels[unboxed])
             region[unboxed] = map_target_without_box(
-                query, item, self.weights.map_tau, scenes.mask[unboxed]
+                query, item, self.weights.map_tau, teacher.item_mask(scenes.mask[unboxed])
             )
         return Lesson(queries, items, dense, extents, region)
 
     def encode(self, trainee: Trainee, batch: JointBatch) -> Encoded:
         model, weights, usable = trainee.model, self.weights, batch.usable
         scenes, texts, lesson = batch.scenes, batch.texts, batch.lesson
-        queries, patches = encode_crops(model, batch.crops), model.vision(scenes.pixels)
+        queries, patches = encode_crops(model, batch.crops), model.item_patches(scenes.pixels)
         item = model.ground(patches, scenes.mask, texts.token_ids, texts.token_mask)
         boxed = usable & scenes.boxed
         if model.config.item_tower == "global" or weights.region == 0:
@@ -188,6 +192,7 @@ class JointStage:
                 lesson.dense,
                 lesson.extents,
                 model.config.vision.patch,
+                model.config.item_levels,
             )
             encoded.row_losses["dense"] = row_loss(weights.dense, loss, scenes.region)
         if weights.map > 0:

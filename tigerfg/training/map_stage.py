@@ -74,7 +74,7 @@ class MapStage:
         scenes = draw.scenes()
         lines = [draw.lines() for _ in range(WORDINGS)]
         usable_rows(self.skipped, scenes.pixels, scenes.region)  # others have no region
-        features = model.vision(scenes.pixels.to(self.device)).half()
+        features = model.item_patches(scenes.pixels.to(self.device)).half()
         own = (draw.products, features, scenes.mask, scenes.region)
         gathered = (world.gather(column.to(self.device), batch).cpu() for column in own)
         wordings = world.collect([list(texts) for texts in zip(*lines, strict=True)])

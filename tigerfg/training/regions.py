@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tigerfg.model.config import ModelConfig
+
+LEVEL_SHARPNESS = 0.35  # in natural logarithms of a scale
+
 
 def box_regions(boxes: Tensor, grid: int, patch: int) -> Tensor:
     """Soft overlap of every patch with a box, normalised to sum 1.
@@ -31,6 +35,24 @@ def box_regions(boxes: Tensor, grid: int, patch: int) -> Tensor:
 
     rows, columns = shares(boxes[:, 1], boxes[:, 3]), shares(boxes[:, 0], boxes[:, 2])
     return (rows[:, :, None] * columns[:, None, :]).flatten(1)
+
+
+def item_regions(boxes: Tensor, config: ModelConfig) -> Tensor:
+    """Soft regions over all item levels: (B, 4) boxes at full size -> (B, N'), rows sum to 1.
+
+    The levels share the region by how near the box is to the query's size there:
+    w_l ∝ exp(-|ln(longest side at level l / query_size)| / LEVEL_SHARPNESS).
+    """
+    patch, side = config.vision.patch, config.item_side
+    longest = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1).nan_to_num(0.0).clamp(min=1.0)
+    scales = [1 << level for level in range(config.item_levels)]
+    misfit = torch.stack([(longest / (n * config.query_size)).log().abs() for n in scales], dim=1)
+    shares = (-misfit / LEVEL_SHARPNESS).softmax(dim=1)
+    regions = [
+        shares[:, level, None] * box_regions(boxes / n, side // n, patch)
+        for level, n in enumerate(scales)
+    ]
+    return torch.cat(regions, dim=1)
 
 
 def crop_boxes(pixels: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tigerfg.model.levels import fold_map
 from tigerfg.model.towers import TigerFG
 from tigerfg.text import TextTokenizer
 from tigerfg.training.pool import Pool
-from tigerfg.training.regions import box_regions, extent_masks, extent_pixels
+from tigerfg.training.regions import box_regions, extent_masks, extent_pixels, item_regions
 
 AT_ONCE = 128  # pictures
 
@@ -56,16 +57,18 @@ def validate(model: TigerFG, pool: Pool, tokenizer: TextTokenizer) -> dict[str, 
             rows = index[start : start + AT_ONCE]
             extents = there(pool.scene_extents[rows])
             mask = extent_masks(extents, grid, patch)
-            patches = model.vision(_pixels(there(pool.scenes[rows]), extents, model))
+            patches = model.item_patches(_pixels(there(pool.scenes[rows]), extents, model))
             texts = [pool.texts[p][0] for p in pool.scene_products[rows]]
             token_ids, token_mask = (there(t) for t in tokenizer(texts))
             item = model.ground(patches, mask, token_ids, token_mask)
-            region = box_regions(there(pool.scene_boxes[rows]), grid, patch)
+            boxes = there(pool.scene_boxes[rows])
+            region = item_regions(boxes, model.config)
             embeddings["r1"].append(item.embedding)
             embeddings["bound"].append(model.encode_region(patches, region))
-            embeddings["whole"].append(model.encode_region(patches, mask))
-            peak = item.grounding_map.argmax(dim=1)
-            hits.append(region.gather(1, peak[:, None])[:, 0] > 0)
+            embeddings["whole"].append(model.encode_region(patches, model.item_mask(mask)))
+            peak = fold_map(item.grounding_map, grid, model.config.item_levels).argmax(dim=1)
+            inside = box_regions(boxes, grid, patch)
+            hits.append(inside.gather(1, peak[:, None])[:, 0] > 0)
         targets = there(pool.scene_products[index]).long()
         for name, parts in embeddings.items():
             best = targets[(queries @ torch.cat(parts).T).argmax(dim=1)]
