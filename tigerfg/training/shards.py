@@ -1,0 +1,263 @@
+"""Training data straight from a suite's shards, however many there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tigerfg.benchmark.suite import PAIRS_A_GROUP, Manifest, Pair, pair_schema
+from tigerfg.errors import InputError
+from tigerfg.images import check_box, letterbox, load_image
+from tigerfg.text import item_text
+from tigerfg.training.pool import FULL_TEXT
+from tigerfg.training.sources import SceneArrays
+from tigerfg.training.texts import (
+    UNKNOWN_WORDS,
+    anchor_words,
+    text_variants,
+    with_unknown_words,
+)
+
+_OPEN_SHARDS = 32  # files, each with half a megabyte of footer in memory
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A pair as pictures of the network's size; boxes in pixels of ``scene``, None if unknown."""
+
+    pair: Pair
+    crop: np.ndarray
+    crop_extent: tuple[int, int]
+    scene: np.ndarray
+    scene_extent: tuple[int, int]
+    scale: float
+    box: tuple[float, float, float, float] | None
+
+
+class ShardPool:
+    """A `tigerfg.training.sources.Source` over the training shards of a suite.
+
+    A draw takes whole row groups in random order, so a batch is few contiguous reads, products of
+    a batch differ as far as they do in the row groups, and near-twins stay side by side. Memory
+    does not grow with the suite: one batch, and the footers of a few files.
+
+    A row that cannot be used is replaced by the same row of the next row group and counted in
+    ``skipped``, once, by its reason; so is a row group or a shard that cannot be read.
+
+    Args:
+        directory: a suite with all its shards, as `tigerfg suite` makes it.
+        query_size, item_size: sides of the letterboxed pictures in px.
+        unknown_words: share of texts drawn with invented words in them.
+
+    Raises:
+        InputError: no suite, an incomplete one, or one without training pairs.
+        MissingExtraError: pyarrow is not installed.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        query_size: int,
+        item_size: int,
+        unknown_words: float = UNKNOWN_WORDS,
+    ) -> None:
+        pair_schema()  # a missing pyarrow is told before the first batch
+        self._directory = Path(directory)
+        manifest = Manifest.load(self._directory)
+        wanted = manifest.settings["pairs"]
+        if manifest.pairs != wanted or not wanted:
+            raise InputError(
+                f"{directory}: {manifest.pairs} of {wanted} training pairs are there: run the "
+                "command that builds the suite again"
+            )
+        self.products: int = manifest.products
+        self.skipped: Counter[str] = Counter()
+        self.unknown_words = unknown_words
+        self._sizes = (query_size, item_size)
+        self._names = [shard["name"] for shard in manifest.shards]
+        groups = [-(-shard["rows"] // PAIRS_A_GROUP) for shard in manifest.shards]
+        self._starts = np.concatenate([[0], np.cumsum(groups)])  # first row group of each shard
+        self._lengths = np.concatenate([_lengths(shard["rows"]) for shard in manifest.shards])
+        self._bad: set[tuple[int, int | None]] = set()  # (row group, row, or None for all of it)
+        self._file = lru_cache(maxsize=_OPEN_SHARDS)(self._open)
+
+    def draw(self, count: int, rng: np.random.Generator) -> ShardRows:
+        """`count` rows of random row groups, each begun at a random row; deterministic by `rng`."""
+        places: list[np.ndarray] = []
+        left = count
+        while left > 0:
+            for group in rng.permutation(len(self._lengths)):
+                length = int(self._lengths[group])
+                start, taken = int(rng.integers(length)), min(left, length)
+                rows = (start + np.arange(taken)) % length
+                places.append(np.stack([np.full(taken, group), rows], axis=1))
+                left -= taken
+                if not left:
+                    break
+        chosen = np.concatenate(places) if places else np.zeros((0, 2), np.int64)
+        return ShardRows(self, chosen, rng.integers(1 << 63, size=count))
+
+    def read(self, places: np.ndarray) -> list[_Row]:
+        """The usable rows at or after places (B, 2): row group and row in it."""
+        tables: dict[int, list[dict[str, Any]]] = {}
+        return [self._usable(int(group), int(row), tables) for group, row in places]
+
+    def _usable(self, group: int, row: int, tables: dict[int, list[dict[str, Any]]]) -> _Row:
+        for step in range(len(self._lengths)):
+            at = (group + step) % len(self._lengths)
+            place = (at, row % int(self._lengths[at]))
+            if (at, None) in self._bad or place in self._bad:
+                continue
+            if at not in tables and not self._read_group(at, tables):
+                continue
+            try:
+                return self._decode(tables[at][place[1]])
+            except InputError as error:
+                self._skip(place, str(error))
+        raise InputError(f"{self._directory}: none of its rows can be used: build the suite again")
+
+    def _read_group(self, group: int, tables: dict[int, list[dict[str, Any]]]) -> bool:
+        from pyarrow import ArrowException
+
+        shard = int(np.searchsorted(self._starts, group, side="right")) - 1
+        try:
+            table = self._file(shard).read_row_group(group - int(self._starts[shard]))
+            if len(table) != self._lengths[group] or not table.schema.equals(pair_schema()):
+                raise InputError("other rows or columns than the manifest and the schema say")
+            tables[group] = table.to_pylist()
+        except (ArrowException, InputError, OSError, UnicodeDecodeError):
+            self._skip(
+                (group, None), "row group: its shard is missing, damaged or of another schema"
+            )
+            return False
+        return True
+
+    def _open(self, shard: int) -> Any:
+        from pyarrow import parquet
+
+        return parquet.ParquetFile(self._directory / self._names[shard], memory_map=True)
+
+    def _skip(self, place: tuple[int, int | None], reason: str) -> None:
+        self._bad.add(place)
+        self.skipped[reason] += 1
+
+    def _decode(self, values: dict[str, Any]) -> _Row:
+        """A row of the table; InputError with the reason, the same for all rows of its kind."""
+        try:
+            pair = Pair.from_row(values)
+        except (TypeError, ValueError) as error:
+            raise InputError("attributes: not a JSON object") from error
+        if not isinstance(pair.attributes, dict):
+            raise InputError("attributes: not a JSON object")
+        if not 0 <= pair.product < self.products:
+            raise InputError("product: not a number below the manifest's products")
+        try:
+            crop, crop_extent = letterbox(pair.query_image, self._sizes[0])
+        except InputError as error:
+            raise InputError("query_image: not a picture that can be decoded") from error
+        try:
+            picture = load_image(pair.item_image)
+        except InputError as error:
+            raise InputError("item_image: not a picture that can be decoded") from error
+        scene, scene_extent = letterbox(picture, self._sizes[1])
+        stored, scale = picture.size, self._sizes[1] / max(picture.size)
+        try:
+            x0, y0, x1, y1 = check_box(pair.target_box, stored)
+        except InputError:
+            box = None
+        else:
+            box = (x0 * scale, y0 * scale, x1 * scale, y1 * scale)
+        return _Row(pair, crop, crop_extent, scene, scene_extent, scale, box)
+
+
+class ShardRows:
+    """Rows of a draw: what `sources.Rows` says, read when first asked for anything."""
+
+    def __init__(self, pool: ShardPool, places: np.ndarray, seeds: np.ndarray) -> None:
+        self._pool, self._places, self._seeds = pool, places, seeds
+        self._calls: Counter[str] = Counter()
+        self._read: list[_Row] | None = None
+
+    def __getitem__(self, rows: slice) -> ShardRows:
+        return ShardRows(self._pool, self._places[rows], self._seeds[rows])
+
+    @property
+    def products(self) -> np.ndarray:
+        """(B,) int64; reads the rows, since one that cannot be used is replaced."""
+        return np.array([row.pair.product for row in self._rows], np.int64)
+
+    def crops(self) -> tuple[np.ndarray, np.ndarray]:
+        """The shopper's crops, at every second call the target cut out of the item pictures."""
+        size = self._pool._sizes[0]
+        call = self._next("crops")
+        if call % 2 and self._rows:
+            crops = [
+                (row.crop, row.crop_extent)
+                if row.box is None
+                else letterbox(load_image(row.pair.item_image, row.pair.target_box), size)
+                for row in self._rows
+            ]
+        else:
+            crops = [(row.crop, row.crop_extent) for row in self._rows]
+        return _pictures([c for c, _ in crops], size), _numbers([e for _, e in crops], 2)
+
+    def scenes(self) -> SceneArrays:
+        """The item pictures, the same at every call; another of the other products' boxes."""
+        call = self._next("scenes")
+        rows = self._rows
+        others = []
+        for row, seed in zip(rows, self._seeds, strict=True):
+            rest = [box for _, box in row.pair.objects[1:]]
+            pick = int(np.random.default_rng((int(seed), 1)).integers(1 << 30)) + call
+            others.append(np.multiply(rest[pick % len(rest)], row.scale) if rest else (0,) * 4)
+        return SceneArrays(
+            _pictures([row.scene for row in rows], self._pool._sizes[1]),
+            _numbers([row.scene_extent for row in rows], 2),
+            _numbers([row.box or (0,) * 4 for row in rows], 4),
+            _numbers(others, 4),
+            np.array([row.box is not None for row in rows], bool),
+        )
+
+    def texts(self) -> list[str]:
+        """The full text for half of the rows, else parts left out; some with invented words."""
+        call = self._next("texts")
+        chosen = []
+        for row, seed in zip(self._rows, self._seeds, strict=True):
+            rng = np.random.default_rng((int(seed), 2, call))
+            item = row.pair.item()
+            full = rng.random() < FULL_TEXT
+            text = item_text(item) if full else text_variants(item, rng)[1]
+            if rng.random() < self._pool.unknown_words:
+                cluttered = len(row.pair.objects) > 1
+                text = with_unknown_words(text, anchor_words(item), cluttered, rng)
+            chosen.append(text)
+        return chosen
+
+    @property
+    def _rows(self) -> list[_Row]:
+        if self._read is None:
+            self._read = self._pool.read(self._places)
+        return self._read
+
+    def _next(self, what: str) -> int:
+        """How many calls for this there were before."""
+        self._calls[what] += 1
+        return self._calls[what] - 1
+
+
+def _lengths(rows: int) -> np.ndarray:
+    """Rows of every row group of a shard."""
+    return np.minimum(PAIRS_A_GROUP, rows - np.arange(0, rows, PAIRS_A_GROUP))
+
+
+def _pictures(pictures: list[np.ndarray], size: int) -> np.ndarray:
+    return np.asarray(pictures, np.uint8).reshape(-1, size, size, 3)
+
+
+def _numbers(rows: list[Any], columns: int) -> np.ndarray:
+    return np.asarray(rows, np.float32).reshape(-1, columns)
