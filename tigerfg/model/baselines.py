@@ -106,7 +106,8 @@ class BoxHead(nn.Module):
         valid = patch_mask.view(batch, side, side)
         shown = valid[..., None].to(patches.dtype)
         x = self.project(F.layer_norm(patches, patches.shape[-1:], eps=1e-6))
-        x = (x.view(batch, side, side, -1) + self.places(_relative_places(valid, x.dtype))) * shown
+        x = x.view(batch, side, side, self.config.hidden)
+        x = (x + self.places(_relative_places(valid, x.dtype))) * shown
         text = None if tokens is None else self._pooled(tokens, token_mask)
         for number, block in enumerate(self.blocks):
             if text is not None:
