@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tigerfg.engines.base import EngineInfo, ItemEncoding
+from tigerfg.errors import BundleError
 from tigerfg.images import Preprocessing
 
 SIZE, PATCH, DIM = 32, 8, 64
@@ -25,6 +26,9 @@ class FakeBundle:
         self.embedding_dim = DIM
         self.max_text_length = 8
         self.preprocessing = Preprocessing(SIZE, SIZE, PATCH, (0.5,) * 3, (0.25,) * 3)
+
+    def onnx(self, tower: str, precision: str) -> Path:
+        raise BundleError("a fake bundle has no graphs")
 
     def tokenizer(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         lengths = np.array([max(1, min(len(text), self.max_text_length)) for text in texts])

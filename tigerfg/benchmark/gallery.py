@@ -84,6 +84,8 @@ def encode_gallery(
         on_map: called with every item whose map was compared with its box, and the map.
     """
     gallery = Gallery(encoder.bundle.embedding_dim)
+    if mode in ("item", "text"):
+        encoder.encode_items(items[:1])  # an engine's first run takes longer
     started = time.perf_counter()
     for start in range(0, len(items), CHUNK):
         chunk = items[start : start + CHUNK]
@@ -120,6 +122,7 @@ class EncodedQueries(NamedTuple):
 
 def encode_queries(queries: Sequence[Query], encoder: Encoder, report: Report) -> EncodedQueries:
     """Encode the queries; ``report`` is called with the number of them done."""
+    encoder.try_queries([(query.image, query.box) for query in queries[:1]])  # as above
     started = time.perf_counter()
     good, vectors, rejected = [], [], []
     for start in range(0, len(queries), CHUNK):

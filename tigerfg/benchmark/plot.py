@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SUFFIXES = (".png", ".svg", ".pdf")
-STYLES = ("-", "--", ":", "-.")
 BAR = 0.34  # inches of height a bar
 Bar = tuple[Evaluation, str, str]  # with its colour and its name
 COLOURS = ("#12964a", "#2f6fb3", "#c4601c", "#7a4fa3", "#8a8f94", "#b03050", "#3aa6a6", "#c9a227")
@@ -46,13 +45,16 @@ def write_plot(results: Sequence[Evaluation], file: Path) -> None:
     names = [_name(result, results) for result in results]
     colours = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(dict.fromkeys(names))}
     bars = list(zip(results, (colours[name] for name in names), names, strict=True))
-    curves = [bar for bar in bars if bar[0].curve]
-    height = 1.4 + BAR * (len(results) + len({result.data for result in results}))
-    figure = Figure(figsize=(12 if curves else 7, max(2.8, height)), layout="constrained", dpi=150)
-    panels = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
+    data = list(dict.fromkeys(result.data for result in results))
+    curves = [[b for b in bars if b[0].data == name and b[0].curve] for name in data]
+    curves = [panel for panel in curves if panel]
+    height = 1.4 + BAR * (len(results) + len(data))
+    figure = Figure((7 + 4.5 * len(curves), max(3.0, height)), dpi=150, layout="constrained")
+    widths = [7.0, *(4.5 for _ in curves)]
+    panels = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     _draw_bars(panels[0], bars)
-    if curves:
-        _draw_curves(panels[1], curves)
+    for axes, panel in zip(panels[1:], curves, strict=True):
+        _draw_curves(axes, panel)
     figure.savefig(file)
 
 
@@ -84,23 +86,23 @@ def _draw_bars(axes: Axes, bars: Sequence[Bar]) -> None:
 
 
 def _draw_curves(axes: Axes, curves: Sequence[Bar]) -> None:
-    """Recall@1 over the number of items in the gallery."""
-    data = list(dict.fromkeys(result.data for result, _, _ in curves))
-    for result, colour, name in curves:
+    """Recall@1 over the number of items in the gallery, of one data set, in the bars' colours."""
+    for result, colour, _ in curves:
         sizes = [point.size for point in result.curve]
-        style = STYLES[data.index(result.data) % len(STYLES)]
-        label = f"{_short(result.data)} {name}" if len(data) > 1 else name
         values = [100 * point.recall for point in result.curve]
-        axes.plot(sizes, values, style, color=colour, marker="o", markersize=3, label=label)
+        axes.plot(sizes, values, color=colour, marker="o", markersize=3)
         if all(point.interval for point in result.curve):
             low, high = zip(*(point.interval for point in result.curve), strict=True)
             ends = [[100 * end for end in side] for side in (low, high)]
             axes.fill_between(sizes, *ends, color=colour, alpha=0.12, linewidth=0)
+    ticks = sorted({point.size for result, _, _ in curves for point in result.curve})
     axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{size:,}" for size in ticks], fontsize=8)
+    axes.minorticks_off()
     axes.set_ylim(0, 100)
+    axes.set_title(_short(curves[0][0].data), fontsize=9, fontweight="bold", loc="left")
     axes.set_xlabel("items in the gallery")
     axes.set_ylabel("Recall@1 in %")
-    axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -136,13 +136,14 @@ def _curves(results: Sequence[Evaluation]) -> Table:
 
 
 def _costs(results: Sequence[Evaluation]) -> Table:
-    columns = ("data", "mode", "model", "item ms", "query ms", "item MFLOP", "query MFLOP")
+    columns = ("model", "mode", "data", "item ms", "query ms", "item MFLOP", "query MFLOP")
     rows: list[tuple[Cell, ...]] = []
     for result in results:
         cost = result.cost
         times = (f"{cost.item_ms:.2f}", f"{cost.query_ms:.2f}")
         flops = (_mega(cost.item_flops), _mega(cost.query_flops))
-        rows.append((*_row(result, results), *times, *flops))
+        own = (_model(result, results), result.label, result.data)
+        rows.append((*own, *times, *flops))
     notes = "; ".join(dict.fromkeys(result.cost.note for result in results))
     return Table(f"cost a picture; ms with reading and decoding; {notes}", columns, rows)
 
