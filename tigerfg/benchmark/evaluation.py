@@ -199,9 +199,14 @@ class Evaluation:
         fields["overall"] = _scores(fields["overall"])
         fields["per_kind"] = {k: _scores(own) for k, own in fields["per_kind"].items()}
         if fields["grounding"] is not None:
-            fields["grounding"] = Grounding(**fields["grounding"])
+            grounding = fields["grounding"]
+            ends = _pairs(grounding["intervals"])
+            fields["grounding"] = Grounding(**{**grounding, "intervals": ends})
         fields["cost"] = Cost(**fields["cost"])
-        fields["curve"] = [CurvePoint(**point) for point in fields["curve"]]
+        fields["curve"] = [
+            CurvePoint(point["size"], point["recall"], _pair(point["interval"]))
+            for point in fields["curve"]
+        ]
         fields["answers"] = Answers(**fields["answers"])
         if len({len(column) for column in asdict(fields["answers"]).values()}) != 1:
             raise ValueError("answers: the columns have different lengths")
@@ -245,4 +250,15 @@ def read_results(file: Path) -> list[Evaluation]:
 
 
 def _scores(values: Mapping[str, Any]) -> Scores:
-    return Scores(**{**values, "recall": {int(k): share for k, share in values["recall"].items()}})
+    recall = {int(k): share for k, share in values["recall"].items()}
+    return Scores(**{**values, "recall": recall, "intervals": _pairs(values["intervals"])})
+
+
+def _pairs(intervals: Mapping[str, Sequence[float]] | None) -> dict[str, Interval] | None:
+    if intervals is None:
+        return None
+    return {name: (low, high) for name, (low, high) in intervals.items()}
+
+
+def _pair(interval: Sequence[float] | None) -> Interval | None:
+    return None if interval is None else (interval[0], interval[1])

@@ -84,6 +84,8 @@ def encode_gallery(
         on_map: called with every item whose map was compared with its box, and the map.
     """
     gallery = Gallery(encoder.bundle.embedding_dim)
+    crops = [boxes.box_of(item) if boxes else None for item in items]
+    gallery.without_box = crops.count(None) if boxes else 0
     if mode in ("item", "text"):
         encoder.encode_items(items[:1])  # an engine's first run takes longer
     started = time.perf_counter()
@@ -92,10 +94,8 @@ def encode_gallery(
         if mode in ("item", "text"):
             encoded = encoder.encode_items(_blanked(chunk, encoder) if mode == "text" else chunk)
         else:
-            crops = [boxes.box_of(item) if boxes else None for item in chunk]
-            gallery.without_box += crops.count(None) if boxes else 0
-            pictures = [item.image for item in chunk]
-            encoded = encoder.try_queries(list(zip(pictures, crops, strict=True)))
+            pairs = zip(chunk, crops[start : start + CHUNK], strict=True)
+            encoded = encoder.try_queries([(item.image, box) for item, box in pairs])
         for item, result in zip(chunk, encoded, strict=True):
             if isinstance(result, InputError):
                 gallery.rejected.append(Rejected(item.item_id, str(result)))

@@ -150,7 +150,7 @@ PEAK_SHARE = 0.2
 
 
 def map_box(grid: np.ndarray, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The box that a grounding map suggests: tight around all cells of at least a fifth of its peak.
+    """The box that a grounding map suggests, tight around all cells of a fifth of its peak or more.
 
     Args:
         grid: (h, w) float map, non-negative with a positive sum. image_size: (width, height).

@@ -323,8 +323,10 @@ def _finish(found: list[Found], output: Output, compare: bool) -> None:
             compare_all(results)
         except InputError as error:
             failed = error
-    _print(results)
-    output.write(found)
+    try:
+        _print(results)
+    finally:  # also when nobody reads the tables to their end
+        output.write(found)
     if failed:
         raise failed
 
@@ -334,7 +336,7 @@ def _print(results: list[Evaluation]) -> None:
 
     for title, columns, rows in tables(results):
         print_table(title, columns, [[_cell(cell) for cell in row] for row in rows])
-    print_table("conditions", [""], [[line] for line in conditions(results)])
+    print_table("", ["conditions"], [[line] for line in conditions(results)])
     for result in results:
         _print_left_out(result)
 
