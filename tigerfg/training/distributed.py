@@ -66,11 +66,11 @@ class World:
         padded = own.new_zeros(most, width)
         padded[: len(own)] = own.detach().reshape(len(own), width)
         sent = padded.view(torch.uint8)  # bytes: every backend moves them
-        received = sent.new_empty(self.size * most, sent.shape[1])
-        dist.all_gather_into_tensor(received, sent)
-        parts = received.view(own.dtype).view(self.size, most, *own.shape[1:])
-        sizes = [total * (r + 1) // self.size - total * r // self.size for r in range(self.size)]
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        received = [torch.empty_like(sent) for _ in range(self.size)]
+        dist.all_gather(received, sent)
+        sizes = (total * (r + 1) // self.size - total * r // self.size for r in range(self.size))
+        parts = [part[:size] for part, size in zip(received, sizes, strict=True)]
+        return torch.cat(parts).view(own.dtype).view(total, *own.shape[1:])
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the ranks."""
@@ -102,7 +102,7 @@ class World:
             return
         used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = torch.cat([used, *(g.reshape(-1).float() for g in gradients)])
+        flat = torch.cat([used, *(g.reshape(-1) for g in gradients)])
         dist.all_reduce(flat)
         used, *summed = flat.split([len(used), *(p.numel() for p in parameters)])
         for parameter, gradient, ranks in zip(parameters, summed, used.tolist(), strict=True):
