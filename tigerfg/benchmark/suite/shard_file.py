@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from tigerfg.errors import InputError
+
 from .files import sha256_file, whole_file
 from .schema import PAIRS_A_GROUP, Pair, pair_schema
 
@@ -42,10 +44,17 @@ def write_shard(
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Name, rows, bytes and sha256 of a shard, as the manifest has them."""
-    from pyarrow import parquet
+    """Name, rows, bytes and sha256 of a shard, as the manifest has them.
 
-    rows = parquet.read_metadata(path).num_rows
+    Raises:
+        InputError: the file is damaged.
+    """
+    from pyarrow import ArrowException, parquet
+
+    try:
+        rows = parquet.read_metadata(path).num_rows
+    except ArrowException as error:
+        raise InputError(f"{path}: not a whole shard: delete it, it will be made again") from error
     return {
         "name": f"train/{path.name}",
         "rows": rows,
