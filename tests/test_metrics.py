@@ -24,6 +24,15 @@ def naive_average_precision(row: list[float], correct: set[int]) -> float:
     return total / len(correct)
 
 
+def naive_precision_at_r(row: list[float], correct: set[int]) -> float:
+    order = sorted(range(len(row)), key=lambda j: (-row[j], j in correct))
+    total = 0.0
+    for place in range(1, len(correct) + 1):
+        if order[place - 1] in correct:
+            total += sum(j in correct for j in order[:place]) / place
+    return total / len(correct)
+
+
 @st.composite
 def retrieval(draw):
     items = draw(st.integers(1, 12))
@@ -48,13 +57,27 @@ def test_ranking_metrics_equal_naive_loops(case):
     ranks = metrics.relevant_ranks(np.array(scores, np.float32), correct)
     expected = [naive_ranks(row, own) for row, own in zip(scores, correct, strict=True)]
     assert [r.tolist() for r in ranks] == expected
-    for k in (1, 3, 10):
-        naive = sum(r[0] <= k for r in expected) / len(expected)
-        assert metrics.recall_at_k(ranks, k) == pytest.approx(naive, abs=1e-12)
-    naive_map = np.mean(
-        [naive_average_precision(row, own) for row, own in zip(scores, correct, strict=True)]
-    )
-    assert metrics.mean_average_precision(ranks) == pytest.approx(naive_map, abs=1e-12)
+    for row, own, found in zip(scores, correct, ranks, strict=True):
+        precision = naive_average_precision(row, own)
+        assert metrics.average_precision(found) == pytest.approx(precision, abs=1e-12)
+        at_r = naive_precision_at_r(row, own)
+        assert metrics.precision_at_r(found) == pytest.approx(at_r, abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(retrieval(), st.data())
+def test_excluded_items_are_as_if_they_were_not_there(case, data):
+    scores, correct = case
+    items = len(scores[0])
+    out = [
+        data.draw(st.sets(st.sampled_from(sorted(set(range(items)) - own) or [-1]))) - {-1}
+        for own in correct
+    ]
+    ranks = metrics.relevant_ranks(np.array(scores, np.float32), correct, out)
+    for row, own, left_out, found in zip(scores, correct, out, ranks, strict=True):
+        kept = [j for j in range(items) if j not in left_out]
+        naive = naive_ranks([row[j] for j in kept], {kept.index(j) for j in own})
+        assert found.tolist() == naive
 
 
 def test_constant_scores_get_the_worst_rank():
@@ -65,11 +88,6 @@ def test_constant_scores_get_the_worst_rank():
 def test_repeated_correct_items_count_once():
     ranks = metrics.relevant_ranks(np.array([[0.1, 0.9, 0.5]]), [[1, 1, 2]])
     assert ranks[0].tolist() == [1, 2]
-
-
-def test_no_queries_is_nan():
-    assert np.isnan(metrics.recall_at_k([], 1))
-    assert np.isnan(metrics.mean_average_precision([]))
 
 
 @pytest.mark.parametrize(
@@ -88,9 +106,9 @@ def test_bad_input(scores, relevant, message):
         metrics.relevant_ranks(np.array(scores), relevant)
 
 
-def test_k_must_be_positive():
-    with pytest.raises(ValueError, match="k must be"):
-        metrics.recall_at_k([np.array([1])], 0)
+def test_a_correct_item_cannot_be_excluded():
+    with pytest.raises(ValueError, match="correct item is excluded"):
+        metrics.relevant_ranks(np.zeros((1, 3)), [[1]], [[1, 2]])
 
 
 @pytest.mark.parametrize(
@@ -137,3 +155,49 @@ def test_uniform_map_has_exactly_the_chance_mass():
 
 def test_box_is_clipped_to_the_picture():
     assert metrics.box_share((-10, -10, 24, 100), (48, 32)) == pytest.approx(0.5, abs=1e-12)
+
+
+def test_box_outside_the_picture_has_no_share():
+    assert metrics.box_share((60, 40, 70, 50), (48, 32)) == 0.0
+    assert metrics.box_share((-9, -9, -1, -1), (48, 32)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "iou"),
+    [
+        ((0, 0, 4, 4), (0, 0, 4, 4), 1.0),
+        ((0, 0, 4, 4), (2, 2, 6, 6), 4 / 28),
+        ((0, 0, 4, 4), (1, 1, 3, 3), 4 / 16),
+        ((0, 0, 4, 4), (4, 0, 8, 4), 0.0),
+        ((1, 1, 1, 5), (2, 2, 2, 2), 0.0),
+    ],
+)
+def test_box_iou(first, second, iou):
+    assert metrics.box_iou(first, second) == pytest.approx(iou, abs=1e-12)
+    assert metrics.box_iou(second, first) == pytest.approx(iou, abs=1e-12)
+
+
+def test_box_of_a_map_by_hand():
+    # 40 x 25 pixels, cells of 10: the third row ends with the picture
+    grid = np.zeros((3, 4), np.float32)
+    grid[1, 2], grid[2, 1], grid[0, 0] = 1.0, 0.2, 0.19  # a fifth of the peak counts
+    box = metrics.map_box(grid, (40, 25))
+    assert box == (10.0, 10.0, 30.0, 25.0)
+    score = metrics.score_map(grid, (20, 5, 40, 20), (40, 25))
+    # common 10 x 10; 20 x 15 + 20 x 15 - 100
+    assert score.iou == pytest.approx(100 / 500, abs=1e-9)
+    assert score.hit
+    # the peak's cell lies in the box, of the third row nothing
+    assert score.mass == pytest.approx(1.0 / 1.39, abs=1e-6)
+    assert score.chance == pytest.approx(300 / 1000, abs=1e-12)
+
+
+def test_box_of_a_uniform_map_is_the_picture():
+    assert metrics.map_box(np.full((4, 6), 0.1), (48, 32)) == (0.0, 0.0, 48.0, 32.0)
+    assert metrics.map_box(np.ones((1, 1)), (7, 1)) == (0.0, 0.0, 7.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_a_broken_map_finds_nothing(value):
+    score = metrics.score_map(np.full((2, 2), value), (0, 0, 5, 10), (10, 10))
+    assert score == (False, 0.0, 0.0, 0.5)
