@@ -1,0 +1,384 @@
+"""The training loop in one process, on random pictures: files, resume, options, bad numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tiny_run
+import torch
+from safetensors.torch import load_file
+from tiny_run import MODEL, STAGES, config
+from torch import Tensor, nn
+
+from tigerfg.errors import InputError, TigerfgError
+from tigerfg.model import load_checkpoint
+from tigerfg.model.towers import TigerFG
+from tigerfg.training import loop
+from tigerfg.training.config import LossWeights, Stage
+from tigerfg.training.loop import train
+from tigerfg.training.optimizer import layer_rates, make_optimizer, set_rate
+from tigerfg.training.pool import Pool
+from tigerfg.training.precision import cast_encoders, resolve
+from tigerfg.training.stages import Trainee
+from tigerfg.training.state import STATE, load_progress
+from tigerfg.training.teacher import Teacher
+
+CPU = torch.device("cpu")
+OPTIONS = {  # every option that has state of its own
+    "plain": {},
+    "all": {"precision": "bf16", "micro_batch": 3, "teacher": "ema", "layer_decay": 0.8},
+}
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pools")
+    tiny_run.write_pools(out)
+    return out / "pools"
+
+
+@pytest.fixture
+def out(tmp_path: Path, pools: Path) -> Path:
+    return fresh(tmp_path, pools)
+
+
+def fresh(folder: Path, pools: Path) -> Path:
+    made = folder / "run"
+    made.mkdir(parents=True)
+    (made / "pools").symlink_to(pools)
+    return made
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, pools: Path) -> dict[str, Path]:
+    """Runs that nobody disturbed, by their options."""
+    runs = {}
+    for name, options in OPTIONS.items():
+        runs[name] = fresh(tmp_path_factory.mktemp(name), pools)
+        train(config(runs[name], **options), show_progress=False)
+    return runs
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "checkpoint" / "model.safetensors")
+
+
+def log(run: Path) -> list[dict[str, object]]:
+    rows = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "s"} for row in rows]
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    for name, value in weights(other).items():
+        assert torch.equal(value, weights(run)[name]), name
+    assert log(run) == log(other)
+
+
+def test_run_leaves_checkpoint_log_card_and_events(finished: dict[str, Path]) -> None:
+    run = finished["all"]
+    assert load_checkpoint(run / "checkpoint").config == MODEL
+    rows = log(run)
+    assert [row["stage"] for row in rows if "standard_r1" in row] == [s.kind for s in STAGES]
+    assert {"nce", "region", "dense", "map", "relation"} <= set().union(*rows)
+    card = (run / "checkpoint" / "MODEL_CARD.md").read_text()
+    for said in ("bf16", "3 rows at once", "decay 0.99", "decay 0.8", "No real photos", "none."):
+        assert said in card
+    assert (run / "checkpoint" / "training_log.jsonl").is_file()
+
+
+def test_events_are_the_log(finished: dict[str, Path]) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(finished["plain"] / "tensorboard"))
+    events.Reload()
+    told = {
+        (f"{row['stage']}/{name}", number * STAGES[0].steps + row["step"]): value
+        for row in log(finished["plain"])
+        for number in [[s.kind for s in STAGES].index(row["stage"])]
+        for name, value in row.items()
+        if name not in ("stage", "step")
+    }
+    found = {
+        (tag, event.step): event.value
+        for tag in events.Tags()["scalars"]
+        for event in events.Scalars(tag)
+    }
+    assert found == pytest.approx(told, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    "stop_at", [2, 4, 6, 10, 14], ids=["crops", "end", "regions", "map", "joint"]
+)
+def test_interrupted_run_resumes_to_the_bit(
+    finished: dict[str, Path],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+    options: str,
+) -> None:
+    settings = config(out, **OPTIONS[options])
+    saves = 0
+
+    def interrupt(*args: object) -> None:
+        nonlocal saves
+        original(*args)
+        saves += 1
+        if saves == stop_at:
+            with open(out / "training_log.jsonl", "a") as file:
+                file.write('{"stage": "cro')  # killed while writing
+            raise KeyboardInterrupt
+
+    original = loop.save_state
+    monkeypatch.setattr(loop, "save_state", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, show_progress=False)
+    monkeypatch.undo()
+    # what "auto" means elsewhere does not matter: a run keeps its precision
+    monkeypatch.setattr(loop, "resolve", lambda *args: "fp32")
+    train(dataclasses.replace(settings, precision="auto"), resume=True, show_progress=False)
+    assert_same_run(out, finished[options])
+
+
+def test_resume_in_another_precision_is_refused(finished: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="precision: the run was in fp32"):
+        train(config(finished["plain"], precision="bf16"), resume=True, show_progress=False)
+
+
+def test_finished_run_resumed_is_the_same(finished: dict[str, Path]) -> None:
+    before = weights(finished["plain"]), log(finished["plain"])
+    train(config(finished["plain"]), resume=True, show_progress=False)
+    for name, value in weights(finished["plain"]).items():
+        assert torch.equal(value, before[0][name])
+    assert log(finished["plain"]) == before[1]
+
+
+def test_every_part_of_the_model_is_trained(finished: dict[str, Path]) -> None:
+    torch.manual_seed(0)
+    start = loop.start_model(config(finished["plain"])).state_dict()
+    same = [n for n, value in weights(finished["plain"]).items() if torch.equal(value, start[n])]
+    assert same == []
+
+
+def test_existing_run_is_not_overwritten_and_nothing_is_not_resumed(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="add --resume"):
+        train(config(finished["plain"]), show_progress=False)
+    with pytest.raises(InputError, match="no state to resume"):
+        train(config(tmp_path / "none"), resume=True, show_progress=False)
+
+
+def test_damaged_state_is_an_input_error(out: Path) -> None:
+    (out / STATE).write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="holds no training state"):
+        train(config(out), resume=True, show_progress=False)
+
+
+def test_state_of_another_model_is_an_input_error(out: Path) -> None:
+    train(config(out, stages=STAGES[:1]), show_progress=False)
+    other = dataclasses.replace(MODEL, embedding_dim=64)
+    with pytest.raises(InputError, match="another model"):
+        train(config(out, model=other, stages=STAGES[:1]), resume=True, show_progress=False)
+
+
+def test_joint_stage_alone_needs_a_teacher(out: Path) -> None:
+    with pytest.raises(InputError, match="teacher"):
+        train(config(out, stages=STAGES[3:]), show_progress=False)
+
+
+def test_clip_baseline_trains_from_a_checkpoint(finished: dict[str, Path], out: Path) -> None:
+    model = dataclasses.replace(MODEL, item_tower="global")
+    init = finished["plain"] / "checkpoint-1-regions"
+    trained = train(config(out, model=model, stages=STAGES[3:], init=init), show_progress=False)
+    assert load_checkpoint(trained).config.item_tower == "global"
+    assert set(log(out)[0]) == {"stage", "step", "nce", "relation"}
+
+
+def test_losses_of_weight_zero_are_not_in_the_log(finished: dict[str, Path], out: Path) -> None:
+    none = LossWeights(region=0.0, dense=0.0, map=0.0, relation=0.0)
+    init = finished["plain"] / "checkpoint-2-map"
+    train(config(out, stages=STAGES[3:], init=init, weights=none), show_progress=False)
+    assert set(log(out)[0]) == {"stage", "step", "nce"}
+
+
+def test_loss_that_is_not_finite_ends_the_run_which_can_be_resumed(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.step_gradients
+
+    def diverged(trainee: Trainee, stage: object, step: int, *rest: object) -> dict[str, Tensor]:
+        losses = original(trainee, stage, step, *rest)
+        return {name: loss / (0.0 if step == 2 else 1.0) for name, loss in losses.items()}
+
+    monkeypatch.setattr(loop, "step_gradients", diverged)
+    with pytest.raises(TigerfgError, match=r"stage crops, step 2: nce is inf; .* lower lr"):
+        train(config(out), show_progress=False)
+    assert load_progress(out / STATE).step == 2
+    monkeypatch.undo()
+    train(config(out), resume=True, show_progress=False)
+    assert all(torch.isfinite(value).all() for value in weights(out).values())
+
+
+def test_gradient_that_is_not_finite_ends_the_run(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.step_gradients
+
+    def spoiled(trainee: Trainee, *rest: object) -> dict[str, Tensor]:
+        losses = original(trainee, *rest)
+        trainee.model.head.projection.weight.grad[0, 0] = float("nan")
+        return losses
+
+    monkeypatch.setattr(loop, "step_gradients", spoiled)
+    with pytest.raises(TigerfgError, match="stage crops, step 0: gradient is nan"):
+        train(config(out), show_progress=False)
+    assert not (out / STATE).exists()
+
+
+def test_what_was_skipped_is_counted_in_the_card(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    tiny_run.write_pools(out)
+    pool = tiny_run.pool()
+    pool.skipped = Counter({"image: cannot be decoded": 3})
+    (out / "pools" / "rendered").rename(tmp_path / "old")
+    pool.save(out / "pools" / "rendered")
+    train(config(out, stages=STAGES[:1]), show_progress=False)
+    assert load_progress(out / STATE).skipped == {"image: cannot be decoded": 3}
+    card = (out / "checkpoint" / "MODEL_CARD.md").read_text()
+    assert "image: cannot be decoded: 3" in card
+
+
+def test_rows_skipped_while_training_are_logged_and_counted_once(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = Pool.draw
+
+    def draw(pool: Pool, *args: object) -> object:
+        pool.skipped["query_image: gone"] += 1
+        return drawn(pool, *args)
+
+    monkeypatch.setattr(Pool, "draw", draw)
+    stages = (Stage("crops", 12, 4, 1e-3), Stage("regions", 3, 4, 1e-3))
+    train(config(out, stages=stages), show_progress=False)
+    told = [row["skipped"]["query_image: gone"] for row in log(out) if "skipped" in row]
+    assert told == [1, 11, 12, 13, 15]  # steps 1, 11, 12; then 1 and 3 of the second stage
+    assert load_progress(out / STATE).skipped == {"query_image: gone": 15}
+
+
+def test_batch_of_one_and_more_rows_than_products(out: Path) -> None:
+    stages = tuple(Stage(s.kind, 1, 1 if n % 2 else 50, 1e-3) for n, s in enumerate(STAGES))
+    train(config(out, stages=stages, micro_batch=7), show_progress=False)
+    assert all(torch.isfinite(value).all() for value in weights(out).values())
+
+
+def test_no_picture_with_a_box_is_an_input_error_of_the_map_stage(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    tiny_run.write_pools(out)
+    pool = tiny_run.pool()
+    pool.scene_boxes[:] = 0.0
+    (out / "pools" / "rendered").rename(tmp_path / "old")
+    pool.save(out / "pools" / "rendered")
+    with pytest.raises(InputError, match="no training picture has a box"):
+        train(config(out, stages=STAGES[2:3]), show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"precision": "fp8"}, "precision"),
+        ({"teacher": "strict"}, "teacher"),
+        ({"device": "tpu"}, "device"),
+        ({"micro_batch": 0}, "micro_batch"),
+        ({"layer_decay": 0.0}, "layer_decay"),
+        ({"layer_decay": float("nan")}, "layer_decay"),
+        ({"teacher_decay": 1.0}, "teacher_decay"),
+        ({"photo_share": -0.1}, "photo_share"),
+        ({"validate_every": 0}, "validate_every"),
+    ],
+)
+def test_wrong_settings_name_the_field(change: dict[str, object], field: str) -> None:
+    with pytest.raises(InputError, match=f"^{field}: "):
+        config(Path("nowhere"), **change)
+
+
+@pytest.mark.parametrize("values", [("crop", 1, 1), ("crops", 0, 1), ("map", 1, 0)])
+def test_wrong_stages_are_refused(values: tuple[str, int, int]) -> None:
+    with pytest.raises(InputError, match=r"^stages: "):
+        Stage(*values, lr=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused(out: Path) -> None:
+    with pytest.raises(InputError, match="device: cuda"):
+        train(config(out, device="cuda"), show_progress=False)
+
+
+def test_encoders_run_in_bfloat16_and_the_rest_in_float32() -> None:
+    torch.manual_seed(0)
+    plain, cast = TigerFG(MODEL).eval(), TigerFG(MODEL).eval()
+    cast.load_state_dict(plain.state_dict())
+    cast_encoders(cast, "bf16", CPU)
+    pixels, mask = torch.randn(3, 3, 32, 32), torch.ones(3, 16, dtype=torch.bool)
+    inside = []
+    cast.vision.blocks[0].up.register_forward_hook(lambda m, i, o: inside.append(o.dtype))
+    with torch.no_grad():
+        found, expected = cast.encode_query(pixels, mask), plain.encode_query(pixels, mask)
+    assert inside == [torch.bfloat16]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(3), rtol=0, atol=1e-6)
+    assert 0 < float((found - expected).abs().max()) < 0.02  # a few times 2^-8 of norm 1
+    assert resolve("fp32", CPU) == "fp32"
+    assert resolve("auto", CPU) in ("fp32", "bf16")
+
+
+def test_ema_teacher_follows_and_frozen_one_does_not() -> None:
+    torch.manual_seed(0)
+    start, trained = TigerFG(MODEL), TigerFG(MODEL)
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    frozen = Teacher(start, None)
+    frozen.follow(trained)
+    assert frozen.state() == {}
+    assert all(torch.equal(v, before[n]) for n, v in start.state_dict().items())
+    following = Teacher(start, 0.75)
+    following.follow(trained)
+    for name, value in following.state().items():
+        expected = before[name]
+        if name.split(".")[0] in ("vision", "pool", "head"):  # the query tower
+            expected = 0.75 * before[name] + 0.25 * trained.state_dict()[name]
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("model", [MODEL, tiny_run.TRANSFORMER], ids=["conv", "dinov3"])
+def test_layers_learn_slower_the_deeper_they_lie(model: object) -> None:
+    encoder = TigerFG(model).vision
+    rates = layer_rates(encoder, 0.5)
+    assert rates.keys() == dict(encoder.named_parameters()).keys()
+    blocks = [n for n, m in encoder.named_modules() if isinstance(m, nn.ModuleList)]
+    for name, rate in rates.items():
+        if name.startswith(f"{blocks[0]}."):
+            expected = 0.5 ** (2 - int(name.removeprefix(f"{blocks[0]}.").split(".")[0]))
+        elif name.startswith(("stem", "model.embeddings")):
+            expected = 0.5**3
+        else:
+            assert "norm" in name
+            expected = 1.0
+        assert rate == expected, name
+
+
+def test_every_rate_warms_up_and_falls_to_two_percent() -> None:
+    trainee, stage = Trainee(TigerFG(MODEL)), Stage("joint", 100, 8, 1e-3, backbone_rate=0.5)
+    optimizer = make_optimizer(trainee, stage, 0.5)
+    rates = []
+    for step in range(stage.steps):
+        set_rate(optimizer, stage, step)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    first, top, last = rates[0], rates[4], rates[-1]
+    assert [r / t for r, t in zip(first, top, strict=True)] == pytest.approx([0.2] * len(top))
+    assert all(max(column) == t for column, t in zip(zip(*rates, strict=True), top, strict=True))
+    assert all(0.019 < a / t < 0.021 for a, t in zip(last, top, strict=True))
+    trained = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert trained == len(list(trainee.parameters()))
