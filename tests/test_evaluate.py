@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tigerfg.benchmark.evaluate import evaluate
-from tigerfg.catalog import Item
+from tigerfg.benchmark.boxsource import BoxSource
+from tigerfg.benchmark.cost import Flops
+from tigerfg.benchmark.datasets import EvalSet
+from tigerfg.benchmark.evaluate import Row, evaluate, evaluate_rows
+from tigerfg.benchmark.evaluation import Evaluation, read_results, write_results
+from tigerfg.benchmark.selection import product_numbers
+from tigerfg.catalog import Item, Query, Rejected
 from tigerfg.encoder import EncodedItem
 from tigerfg.engines import EngineInfo
 from tigerfg.errors import InputError
@@ -128,6 +133,9 @@ def test_grounding_of_the_items_with_a_box(data):
     assert grounding.pointing == 1.0
     assert grounding.mass == pytest.approx(1.0, abs=1e-9)
     assert grounding.chance == pytest.approx(0.25, abs=1e-9)
+    # one cell of 8 x 8 pixels in a target of 32 x 32
+    assert grounding.iou == pytest.approx(1 / 16, abs=1e-9)
+    assert grounding.intervals["pointing"] == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +193,181 @@ def test_one_to_many(data):
     assert list(result.per_kind) == ["all"]
 
 
+def write_leave_one_out(data: Path, excluded: list) -> Path:
+    """Pictures 0, 0, 1, 1 search each other; scores are 1 within a product, else 0."""
+    items = [{"item_id": f"p{n}", "image": f"images/{n // 2}.png"} for n in range(4)]
+    queries = [
+        {
+            "query_id": f"q{n}",
+            "image": f"images/{n // 2}.png",
+            "item_ids": [f"p{n ^ 1}"],
+            **({} if excluded[n] is None else {"exclude_item_id": excluded[n]}),
+        }
+        for n in range(4)
+    ]
+    return write(data.parent / "pairs", items, queries)
+
+
+def test_an_excluded_item_is_taken_out_of_its_querys_ranking(data):
+    pairs = write_leave_one_out(data, [None] * 4)
+    # the query's own picture ties with the right one, and stands before it
+    assert evaluate(pairs, ColourEncoder(), mode="global").overall.recall[1] == 0.0
+    pairs = write_leave_one_out(data, ["p0", ["p1"], ["p2", "unknown"], None])
+    result = evaluate(pairs, ColourEncoder(), mode="global")
+    assert result.answers.rank == [1, 1, 1, 2]
+    assert result.answers.candidates == [3, 3, 3, 4]
+    assert result.answers.product == [0, 0, 1, 1]
+
+
+def test_a_query_whose_only_answer_is_excluded_has_none(data):
+    pairs = write_leave_one_out(data, ["p1", "p1", "p2", "p3"])
+    result = evaluate(pairs, ColourEncoder(), mode="global")
+    assert (result.queries, result.queries_without_item) == (3, 1)
+
+
+def test_queries_linked_by_items_ask_for_one_product():
+    def query(*ids: str, out: object = None) -> Query:
+        return Query(
+            "q", "x.png", item_ids=ids, extra={} if out is None else {"exclude_item_id": out}
+        )
+
+    queries = [query("a", "b"), query("c"), query("b", "d"), query("e", out="d"), query("c", "f")]
+    assert product_numbers(queries) == [0, 1, 0, 0, 1]
+    assert product_numbers([]) == []
+
+
+def test_detect_mode_crops_to_the_given_boxes(data):
+    good = BoxSource("good", lambda item: item.target_box)
+    result = evaluate(data, ColourEncoder(), mode="detect", boxes=good)
+    assert result.overall.recall[1] == 1.0
+    assert (result.label, result.items_without_box) == ("detect good", 2)
+    off = BoxSource("off", lambda item: (0, 32, 64, 64))
+    assert evaluate(data, ColourEncoder(), mode="detect", boxes=off).overall.recall[1] == 0.5
+    outside = BoxSource("outside", lambda item: (0, 64, 64, 99) if item.item_id == "1" else None)
+    lost = evaluate(data, ColourEncoder(), mode="detect", boxes=outside)
+    assert [r.item_id for r in lost.rejected_items] == ["1"]
+    assert (lost.items, lost.items_without_box) == (3, 3)
+
+
+def test_rows_share_the_queries(data):
+    class Counting(ColourEncoder):
+        asked = 0
+
+        def try_queries(self, queries):
+            self.asked += len(queries)
+            return super().try_queries(queries)
+
+    encoder, seen, calls = Counting(), [], []
+    rows = [Row(), Row("text", on_map=lambda *_: 1 / 0), Row(on_map=lambda i, g: seen.append(i))]
+    results = list(
+        evaluate_rows(data, encoder, rows, progress=lambda done, total: calls.append((done, total)))
+    )
+    assert [result.mode for result in results] == ["item", "text", "item"]
+    assert encoder.asked == 5  # four, and one before the clock starts
+    assert [item.item_id for item in seen] == ["2", "3"]
+    assert calls == [(4, 16), (8, 16), (12, 16), (16, 16)]
+
+
+def test_smaller_galleries(data):
+    result = evaluate(data, ColourEncoder(), mode="global", gallery_sizes=[1, 2, 3, 99])
+    # two queries hit; two score 0 like every wrong item: rank 4, and 1 of 3 wrong ones drawn is
+    # enough to lose
+    assert [point.size for point in result.curve] == [1, 2, 3, 4]
+    recalls = [point.recall for point in result.curve]
+    assert recalls == pytest.approx([1.0, 0.5, 0.5, 0.5], abs=1e-12)
+    assert all(point.interval for point in result.curve)
+    assert evaluate(data, ColourEncoder()).curve == []
+
+
+def test_one_query_has_no_interval(data):
+    queries = [{"query_id": "q", "image": "images/1.png", "item_ids": ["1"]}]
+    items = [json.loads(line) for line in (data / "items.jsonl").read_text().splitlines()]
+    result = evaluate(write(data, items, queries), ColourEncoder(), gallery_sizes=[2])
+    assert (result.overall.queries, result.overall.products) == (1, 1)
+    assert result.overall.intervals is None
+    assert result.curve[0].interval is None
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_cost_follows_the_mode(data):
+    flops = Flops(10, 70, "counted by hand")
+    for mode, expected in (("item", 70), ("text", 70), ("global", 10), ("oracle", 10)):
+        cost = evaluate(data, ColourEncoder(), mode=mode, flops=flops).cost
+        assert (cost.item_flops, cost.query_flops) == (expected, 10)
+        assert cost.item_ms > 0
+        assert cost.query_ms > 0
+    assert evaluate(data, ColourEncoder()).cost.note == "FLOPs not counted"
+
+
+def test_results_survive_json(data, tmp_path):
+    (data.parent / "images/3.png").write_bytes(b"no image")
+    result = evaluate(data, ColourEncoder(), gallery_sizes=[2])
+    write_results([result], tmp_path / "r.json")
+    assert read_results(tmp_path / "r.json") == [result]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a readable results file"),
+        ("[1]", "not results of this version"),
+        ('[{"overall": {}}]', "not results of this version"),
+        ("{}", "not results of this version"),
+    ],
+)
+def test_other_json_is_refused(tmp_path, text, message):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_results(tmp_path / "r.json")
+
+
+def test_results_with_a_column_cut_short_are_refused(data):
+    values = evaluate(data, ColourEncoder()).to_dict()
+    values["answers"]["rank"].pop()
+    with pytest.raises(ValueError, match="different lengths"):
+        Evaluation.from_dict(values)
+
+
+def test_digest_is_that_of_the_data_and_not_of_its_place(data, tmp_path):
+    first = evaluate(data, ColourEncoder())
+    (tmp_path / "copy").mkdir()
+    copy = tmp_path / "copy/set"
+    copy.mkdir()
+    for name in ("items.jsonl", "queries.jsonl"):
+        (copy / name).write_text((data / name).read_text())
+    (tmp_path / "copy/images").symlink_to(tmp_path / "images")
+    assert evaluate(copy, ColourEncoder()).data_digest == first.data_digest
+    assert evaluate(data, ColourEncoder(), mode="text").data_digest == first.data_digest
+    fewer = evaluate(data, ColourEncoder(), query_kinds=["odd"])
+    assert fewer.data_digest != first.data_digest
+
+
+def test_a_benchmarks_set(data):
+    folder = data.parent / "images"
+    items = [Item(str(code), str(folder / f"{code}.png"), f"number {code}") for code in range(3)]
+    queries = [Query("q", str(folder / "1.png"), item_ids=("1",))]
+    lost = Rejected("x", "image missing", 3, "list.txt")
+    data_set = EvalSet("toy", "test", items, queries, "the same number", ["a note"], [lost])
+    result = evaluate(data_set, ColourEncoder())
+    assert (result.data, result.split) == ("toy test", "test")
+    assert result.notes == ["right answers: the same number", "a note"]
+    assert result.rejected_items == [lost]
+    assert result.overall.recall[1] == 1.0
+
+
+def test_a_map_of_nothing_counts_as_a_miss(data):
+    class Blind(ColourEncoder):
+        def encode_items(self, items):
+            return [
+                EncodedItem(encoded.embedding, np.full((8, 8), np.nan, np.float32))
+                for encoded in super().encode_items(items)
+            ]
+
+    grounding = evaluate(data, Blind()).grounding
+    assert (grounding.items, grounding.pointing, grounding.iou) == (2, 0.0, 0.0)
+    assert grounding.chance == 0.25
+
+
 def test_boxes_of_turned_pictures_do_not_count(data):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -199,6 +382,9 @@ def test_boxes_of_turned_pictures_do_not_count(data):
         ({"item_filter": {"colour": "red"}}, "colour=red; values of colour: none"),
         ({"query_kinds": ["prime"]}, "query_kind prime; there are even, odd"),
         ({"mode": "magic"}, "mode: 'magic'"),
+        ({"mode": "detect"}, "detect needs boxes"),
+        ({"mode": "item", "boxes": BoxSource("x", lambda item: None)}, "for mode detect"),
+        ({"gallery_sizes": [5, 0]}, "gallery size 0"),
         ({"item_filter": {"item_id": "0"}, "query_kinds": ["odd"]}, "no query has one of its"),
     ],
 )

@@ -240,6 +240,8 @@ def read_results(file: Path) -> list[Evaluation]:
     """
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(entries, list):
+            raise TypeError("no list of results")
         return [Evaluation.from_dict(entry) for entry in entries]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{file}: not a readable results file: {error}") from error
