@@ -37,7 +37,8 @@ def command(
             "--data",
             exists=True,
             file_okay=False,
-            help="Real photos beside the rendered products: holds standard/ and cluttered/.",
+            help="Real photos beside the rendered products: a catalogue directory, or one that "
+            "holds standard/ and cluttered/.",
         ),
     ] = None,
     init: Annotated[
