@@ -286,6 +286,20 @@ def test_no_picture_with_a_box_is_an_input_error_of_the_map_stage(tmp_path: Path
         train(config(out, stages=STAGES[2:3]), show_progress=False)
 
 
+@pytest.mark.slow
+def test_trains_on_the_shards_of_a_suite(tmp_path: Path, pools: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from tigerfg.benchmark.suite import Settings, build
+
+    suite = tmp_path / "suite"
+    build(suite, Settings(pairs=64, eval_products=2, query_size=32, item_size=64), workers=1)
+    out = fresh(tmp_path, pools)
+    train(config(out, shards=suite, micro_batch=4), show_progress=False)
+    card = (out / "checkpoint" / "MODEL_CARD.md").read_text()
+    assert "training shards of the suite `suite`" in card
+    assert {"nce", "region", "dense", "map", "relation"} <= set().union(*log(out))
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

@@ -38,7 +38,7 @@ item picture with text are embedded in one {dim}-dimensional space.
 
 {stages}
 {minutes:.0f} minutes on {machine}, making the training pictures not counted. Encoders in
-{precision}, everything after them in float32. {machinery}
+{precision}, everything after them in float32.{machinery}
 Full log: `{log}` beside this card.
 
 ## How well, on {held_out} rendered products it has not seen (in %, one query a product)
@@ -142,4 +142,4 @@ def _machinery(config: TrainConfig) -> str:
         told.append(f"The teacher follows with decay {config.teacher_decay:g}.")
     if config.layer_decay != 1.0:
         told.append(f"Layer-wise learning-rate decay {config.layer_decay:g}.")
-    return " ".join(told)
+    return "".join(f" {part}" for part in told)
