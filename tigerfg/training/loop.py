@@ -133,10 +133,10 @@ class _Run:
     ) -> None:
         config, world, progress = self.config, self.world, self.progress
         self.counted = Counter(self.inputs.maker.skipped)
-        source = self._source(number, stage, teacher)
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
         first = progress.step
         started, saved = time.monotonic() - progress.seconds, time.monotonic()
+        source = self._source(number, stage, teacher)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
         with progress_bar(stage, first, self.show_progress) as advance:
             for step in range(first, stage.steps):
                 losses = step_gradients(
@@ -153,7 +153,7 @@ class _Run:
                 advance(" ".join(f"{name} {value:.2f}" for name, value in values.items()))
                 last = step + 1 == stage.steps
                 if step % LOG_EVERY == 0 or last:
-                    self._log(number, stage, {k: round(v, 4) for k, v in values.items()}, source)
+                    self._log(number, stage, {k: round(v, 6) for k, v in values.items()}, source)
                 if (step + 1) % config.validate_every == 0 or last:
                     self._validate(number, stage)
                 if last or time.monotonic() - saved > config.save_seconds:
