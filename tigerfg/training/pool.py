@@ -25,6 +25,7 @@ ARRAYS = (
     "scene_products",
     "scene_boxes",
     "other_boxes",
+    "cluttered",
     "twins",
 )
 
@@ -42,6 +43,7 @@ class Pool:
         scene_products: (M,) int32, the target. scene_boxes: (M, 4) float32, target box in pixels
             of the letterboxed picture, all zero where it is unknown. other_boxes: (M, 4) box of
             one other product in the picture, all zero where there is none.
+        cluttered: (M,) bool, whether there are, or may be, other products in the picture.
         twins: (P,) int32, a product that differs in one attribute, or -1.
         texts: for every product its item texts: the first is the full one, the others lack parts.
         anchors: for every product the words that `texts.with_unknown_words` keeps in clutter.
@@ -57,6 +59,7 @@ class Pool:
     scene_products: np.ndarray
     scene_boxes: np.ndarray
     other_boxes: np.ndarray
+    cluttered: np.ndarray
     twins: np.ndarray
     texts: list[list[str]]
     anchors: list[list[str]]
@@ -163,7 +166,7 @@ class PoolRows:
         """The full text for half of the rows, else a shorter one; some with invented words."""
         pool, call = self._pool, self._next("texts")
         shown = self._choose(1, pool._scenes_of, max(0, self._calls["scenes"] - 1))
-        cluttered = pool.other_boxes[shown].any(axis=1)
+        cluttered = pool.cluttered[shown]
         chosen = []
         for product, seed, clutter in zip(self.products, self._seeds, cluttered, strict=True):
             rng = np.random.default_rng((int(seed), 2, call))

@@ -1,0 +1,241 @@
+"""Photo pools from any catalogue, and what happens to records that cannot be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from tigerfg.errors import InputError
+from tigerfg.training import photos
+from tigerfg.training.photos import photo_pool
+
+Record = dict[str, Any]
+MakeImage = Callable[..., Image.Image]
+
+
+def write(folder: Path, items: list[Record | str], queries: list[Record] | None = None) -> None:
+    """items.jsonl and queries.jsonl; a string is a line as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, records in (("items", items), ("queries", queries)):
+        if records is not None:
+            lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
+            (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def item(item_id: str, image: str, **fields: Any) -> Record:
+    return {"item_id": item_id, "image": image, "title": f"red mug {item_id}", **fields}
+
+
+@pytest.fixture
+def shop(tmp_path: Path, make_image: MakeImage) -> Path:
+    """A folder with pictures a.png .. f.png of 60 x 40 px, and packshot.png on white."""
+    for number, name in enumerate("abcdef"):
+        make_image(60, 40, seed=number).save(tmp_path / f"{name}.png")
+    packshot = Image.new("RGB", (80, 60), "white")
+    ImageDraw.Draw(packshot).rectangle((20, 10, 59, 49), fill=(200, 30, 30))
+    packshot.save(tmp_path / "packshot.png")
+    return tmp_path
+
+
+def test_any_catalogue_without_product_ids_or_splits(shop: Path) -> None:
+    items = [
+        item("m1", "a.png", target_box=[10, 5, 50, 35], category="Kitchen > Mugs"),
+        item("m2", "b.png"),
+        item("m3", "packshot.png"),
+    ]
+    queries = [
+        {"query_id": "q1", "image": "c.png", "item_ids": ["m1"]},
+        {"query_id": "q2", "image": "d.png", "item_ids": ["gone", "m2"], "box": [0, 0, 30, 40]},
+    ]
+    write(shop, items, queries)
+    pool = photo_pool(shop, "train", 32, 64, crops_per_photo=2, collages=5)
+    assert pool.products == 3
+    assert pool.skipped == {photos.ONE_VIEW: 1}
+    assert [texts[0] for texts in pool.texts] == [
+        "red mug m1 . Kitchen > Mugs", "red mug m2", "red mug m3",
+    ]  # fmt: skip
+    assert np.bincount(pool.crop_products).tolist() == [4, 4, 2]
+    # Own picture and query photo each; then the collages.
+    assert pool.scene_products[:5].tolist() == [0, 0, 1, 1, 2]
+    np.testing.assert_allclose(
+        pool.scene_boxes[:5],
+        [
+            [10 * 64 / 60, 5 * 64 / 60, 50 * 64 / 60, 35 * 43 / 40],  # 60 x 40 becomes 64 x 43
+            [0, 0, 64, 43],
+            [0, 0, 0, 0],  # nobody said where it is
+            [0, 0, 48, 64],
+            [0, 0, 0, 0],
+        ],
+        rtol=0.02,  # letterboxed sides are whole pixels
+    )
+    assert pool.cluttered.tolist() == [True, False, True, False, True] + [True] * 5
+    assert (pool.other_boxes[5:, 2] > pool.other_boxes[5:, 0]).all()
+    rows = pool.draw(3, np.random.default_rng(0))
+    assert not np.array_equal(rows.crops()[0], rows.crops()[0])
+
+
+def test_standard_and_cluttered_layouts_share_products(shop: Path) -> None:
+    own = {"product_id": "p", "split": "train"}
+    objects = [
+        {"product_id": "p", "box": [0, 0, 20, 20]},
+        {"product_id": "x", "box": [30, 0, 60, 20]},
+    ]
+    write(
+        shop / "standard",
+        [
+            item("i1", "a.png", **own),
+            item("i2", "packshot.png", target_box=[20, 10, 60, 50], **own),
+            item("i3", "b.png", product_id="p", split="test"),
+        ],
+        [{"query_id": "q", "image": "c.png", "item_ids": ["i1"], **own}],
+    )
+    write(
+        shop / "cluttered",
+        [item("i1", "d.png", target_box=[0, 0, 20, 20], objects=objects, **own)],
+        [{"query_id": "q", "image": "c.png", "item_ids": ["i1"], **own}],
+    )
+    pool = photo_pool(shop, "train", 32, 60, crops_per_photo=1, collages=9)
+    assert pool.products == 1
+    assert not pool.skipped
+    assert len(pool.crops) == 3  # two item pictures and the query, which stands in both folders
+    assert len(pool.scenes) == 4  # no collage of a single product
+    assert pool.cluttered.tolist() == [False, False, True, False]
+    assert pool.scene_boxes[0].tolist() == [0, 0, 60, 40]  # alone: all target
+    assert pool.other_boxes[2].tolist() == [30, 0, 60, 20]
+
+
+HOSTILE: dict[str, tuple[Record | str, str]] = {
+    "no JSON": ("{", photos.BAD_RECORD),
+    "no id": ({"image": "a.png", "title": "mug"}, photos.BAD_RECORD),
+    "title of the wrong type": (item("x", "a.png", title=7), photos.BAD_RECORD),
+    "NaN in the box": (
+        '{"item_id": "x", "image": "a.png", "title": "mug", "target_box": [NaN, 0, 9, 9]}',
+        photos.BAD_RECORD,  # which JSON does not have
+    ),
+    "infinite box": (
+        '{"item_id": "x", "image": "a.png", "title": "mug", "target_box": [0, 0, 9, 1e999]}',
+        photos.BAD_BOX,
+    ),
+    "box without area": (item("x", "a.png", target_box=[5, 5, 5, 9]), photos.BAD_BOX),
+    "inverted box": (item("mailbox", "a.png", target_box=[9, 5, 5, 9]), photos.BAD_BOX),
+    "box of three": (item("x", "a.png", target_box=[5, 5, 9]), photos.BAD_BOX),
+    "box outside": (item("x", "a.png", target_box=[60, 0, 90, 40]), photos.BAD_BOX),
+    "turned picture": (item("x", "turned.jpg", target_box=[0, 0, 9, 9]), photos.TURNED_BOX),
+    "no file": (item("x", "none.png"), photos.MISSING),
+    "truncated": (item("x", "cut.jpg"), photos.BAD_PICTURE),
+    "empty file": (item("x", "empty.png"), photos.BAD_PICTURE),
+    "not a picture": (item("x", "text.png"), photos.BAD_PICTURE),
+    "no text": ({"item_id": "x", "image": "a.png"}, photos.NO_TEXT),
+    "blank text": (item("x", "a.png", title=" ", attributes={"color": None}), photos.NO_TEXT),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_bad_item_is_counted_and_costs_the_others_nothing(
+    shop: Path, name: str, make_image: MakeImage
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    make_image(60, 40).save(shop / "turned.jpg", exif=exif)
+    (shop / "cut.jpg").write_bytes((shop / "turned.jpg").read_bytes()[:500])
+    (shop / "empty.png").touch()
+    (shop / "text.png").write_text("no picture")
+    record, reason = HOSTILE[name]
+    good = [item("m1", "a.png"), item("m2", "b.png")]
+    write(
+        shop, [good[0], record, good[1]], [{"query_id": "q", "image": "c.png", "item_ids": ["m1"]}]
+    )
+    pool = photo_pool(shop, "train", 32, 64, crops_per_photo=1, collages=2)
+    assert pool.products == 2
+    assert pool.skipped[reason] == 1
+    assert set(pool.skipped) <= {reason, photos.ONE_VIEW, photos.NO_PICTURE}
+    for array in (pool.scene_boxes, pool.other_boxes, pool.scene_extents, pool.crop_extents):
+        assert np.isfinite(array).all()
+
+
+def test_bad_queries_are_counted(shop: Path) -> None:
+    queries: list[Record] = [
+        {"query_id": "q1", "image": "c.png", "item_ids": ["m1"]},
+        {"query_id": "q2", "image": "c.png", "item_ids": ["nobody"]},
+        {"query_id": "q3", "image": "c.png"},
+        {"query_id": "q4", "image": "none.png", "item_ids": ["m1"]},
+        {"query_id": "q5", "image": "c.png", "item_ids": ["m1"], "box": [70, 0, 80, 9]},
+        {"query_id": "q6", "image": "c.png", "item_ids": ["m1"], "box": [3, 3, 3, 3]},
+        {"query_id": "q1", "image": "c.png", "item_ids": ["m1"]},
+    ]
+    write(shop, [item("m1", "a.png")], queries)
+    pool = photo_pool(shop, "train", 32, 64, crops_per_photo=1)
+    assert pool.skipped == {
+        photos.STRAY_QUERY: 2, photos.MISSING: 1, photos.BAD_BOX: 2, photos.BAD_RECORD: 1,
+    }  # fmt: skip
+    assert len(pool.crops) == 2
+
+
+def test_one_view_is_kept_and_counted(shop: Path) -> None:
+    write(shop, [item("m1", "a.png")])
+    pool = photo_pool(shop, "train", 32, 64, crops_per_photo=3, collages=10)
+    assert pool.products == 1
+    assert pool.skipped == {photos.ONE_VIEW: 1}
+    rows = pool.draw(1, np.random.default_rng(0))
+    assert not np.array_equal(rows.crops()[0], rows.crops()[0])  # two crops of the one photo
+
+
+def test_a_product_only_in_clutter_is_cropped_by_its_box(shop: Path) -> None:
+    write(shop, [item("m1", "a.png", layout="cluttered", target_box=[10, 5, 50, 35])])
+    pool = photo_pool(shop, "train", 32, 64, crops_per_photo=2)
+    assert len(pool.crops) == 2
+    assert pool.cluttered.tolist() == [True]
+    write(shop, [item("m1", "a.png", layout="cluttered")])
+    with pytest.raises(InputError, match="no usable product"):
+        photo_pool(shop, "train", 32, 64)
+
+
+def test_odd_pictures_give_finite_pools(tmp_path: Path) -> None:
+    """One pixel, a line, transparent, white all over: nothing here may crash or give NaN."""
+    sizes = {"dot": (1, 1), "line": (300, 1), "column": (1, 300)}
+    for name, size in sizes.items():
+        Image.new("RGB", size, (10, 200, 30)).save(tmp_path / f"{name}.png")
+    Image.new("RGBA", (20, 30), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("L", (20, 30), 255).save(tmp_path / "white.png")
+    names = [*sizes, "clear", "white"]
+    write(tmp_path / "standard", [item(name, f"../{name}.png") for name in names])
+    pool = photo_pool(tmp_path, "train", 32, 64, crops_per_photo=1, collages=10)
+    assert pool.products == 5
+    assert len(pool.scenes) == 15
+    assert (pool.scene_boxes[:, 2:] > pool.scene_boxes[:, :2]).all()
+    assert np.isfinite(pool.scene_boxes).all()
+
+
+def test_photo_pools_are_deterministic(shop: Path) -> None:
+    write(shop, [item("m1", "a.png"), item("m2", "packshot.png"), item("m3", "c.png")])
+    one, two, other = (
+        photo_pool(shop, "train", 32, 64, seed=seed, collages=6) for seed in (0, 0, 1)
+    )
+    assert np.array_equal(one.crops, two.crops)
+    assert np.array_equal(one.scenes, two.scenes)
+    assert one.texts == two.texts
+    assert not np.array_equal(one.crops, other.crops)
+
+
+def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "standard", [], [])
+    with pytest.raises(InputError, match="split 'train'"):
+        photo_pool(tmp_path, "train", 32, 64)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_grocery_pool_holds_only_its_split(shared_data: Path) -> None:
+    pool = photo_pool(shared_data / "grocery", "train", 32, 64, crops_per_photo=1, collages=20)
+    assert pool.products == 81
+    assert not pool.skipped
+    assert all(texts and texts[0] for texts in pool.texts)
+    assert len(pool.crops) == 972 + 243 + 81
+    assert len(pool.scenes) == 972 + 243 + 81 + 324 + 20
+    assert (pool.scene_boxes[:, 2:] > pool.scene_boxes[:, :2]).all()
