@@ -29,9 +29,10 @@ ABLATIONS = {
 each_ablation = pytest.mark.parametrize("changes", ABLATIONS.values(), ids=ABLATIONS)
 
 
-def make(**changes: object) -> TigerFG:
+def make(levels: int = 1, **changes: object) -> TigerFG:
     """A random float64 model with these fields of its grounding; nothing is neutral in it."""
-    return build(CONV, grounding=GroundingConfig(heads=5, **changes)).double()
+    grounding = GroundingConfig(heads=5, **changes)
+    return build(CONV, grounding=grounding, item_levels=levels).double()
 
 
 def feeds(batch: int = 3, length: int = 9, seed: int = 0) -> list[Tensor]:
@@ -41,13 +42,14 @@ def feeds(batch: int = 3, length: int = 9, seed: int = 0) -> list[Tensor]:
 
 def after_backbone(model: TigerFG, given: list[Tensor]) -> list[Tensor]:
     """The arguments of `TigerFG.ground`."""
-    return [model.vision(given[0]), *given[1:]]
+    return [model.item_patches(given[0]), *given[1:]]
 
 
 def looped(
     model: TigerFG, patches: Tensor, patch_mask: Tensor, ids: Tensor, token_mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Embedding (B, E) and map (B, N), item by item, head by head, query by query."""
+    """Embedding (B, E) and map (B, N'), item by item, head by head, query by query."""
+    patch_mask = model.item_mask(patch_mask)
     grounding, config = model.grounding, model.config.grounding
     heads, width = grounding.heads, grounding.width
     d = width // heads
@@ -85,9 +87,9 @@ def looped(
 
 
 @each_ablation
-@pytest.mark.parametrize(("batch", "length"), [(3, 9), (1, 1), (2, 24)])
-def test_every_ablation_is_its_loop(changes, batch, length):
-    model = make(**changes)
+@pytest.mark.parametrize(("batch", "length", "levels"), [(3, 9, 1), (1, 1, 1), (2, 24, 2)])
+def test_every_ablation_is_its_loop(changes, batch, length, levels):
+    model = make(levels, **changes)
     given = after_backbone(model, feeds(batch, length))
     found = model.ground(*given)
     embedding, grounding_map = looped(model, *given)
@@ -148,7 +150,8 @@ def test_padding_never_matters(changes):
 def test_one_patch_no_patch_and_nothing(changes):
     model = make(**changes)
     patches, mask, ids, token_mask = after_backbone(model, feeds())
-    one = model.ground(patches[:, :1], mask[:, :1], ids, token_mask)
+    smallest = build(CONV, grounding=model.config.grounding, item_size=8, item_levels=1).double()
+    one = smallest.ground(patches[:, :1], mask[:, :1], ids, token_mask)
     torch.testing.assert_close(one.grounding_map, torch.ones(3, 1).double(), rtol=0, atol=1e-14)
     blind = model.ground(patches, torch.zeros_like(mask), ids, token_mask)
     assert not blind.grounding_map.any()
@@ -178,7 +181,7 @@ def test_ablations_run_under_autocast_and_learn(changes):
     torch.manual_seed(0)
     model = TigerFG(replace(CONV, grounding=GroundingConfig(heads=5, **changes)))
     pixels, mask, ids, token_mask = tensors(inputs(CONV, "item"))
-    patches = model.vision(pixels).detach()
+    patches = model.item_patches(pixels).detach()
     wanted = mask.int().argmax(dim=1)  # one place for all items: learned queries can do that too
     optimizer = torch.optim.Adam(model.grounding.parameters(), lr=1e-2)
     losses = []
@@ -221,6 +224,7 @@ def test_four_queries_a_head_read_different_words():
     assert max(first, last) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [ABLATIONS["learned-4"], ABLATIONS["after-2"]])
 def test_checkpoints_and_exports_hold_ablations(changes, tmp_path):
     model = make(**changes).float()

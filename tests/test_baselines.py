@@ -15,6 +15,7 @@ from PIL import Image
 from small_models import CONV, build, tokenizer_file
 from torch import Tensor
 
+from tigerfg.benchmark.boxsource import predicted_boxes
 from tigerfg.errors import InputError
 from tigerfg.images import load_image
 from tigerfg.model import save_checkpoint
@@ -437,10 +438,9 @@ def test_boxes_of_a_catalogue(tokenizer, tmp_path):
 
 
 def test_the_file_is_what_eval_reads(tmp_path):
-    boxsource = pytest.importorskip("tigerfg.benchmark.boxsource")
     head = MarkedBox(BoxHeadConfig(40, hidden=8))
     head.box = [0.25, 0.25, 0.5, 0.75]
     items = [Item("a", Image.new("RGB", (64, 64)))]
     write_boxes(tmp_path / "boxes.jsonl", items, build(CONV), head)
-    source = boxsource.predicted_boxes(tmp_path / "boxes.jsonl")
+    source = predicted_boxes(tmp_path / "boxes.jsonl")
     assert source.box_of(items[0]) == (16.0, 16.0, 32.0, 48.0)
