@@ -9,20 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from tigerfg.errors import InputError
 from tigerfg.text import TextTokenizer
 from tigerfg.training.batches import BatchMaker
 from tigerfg.training.card import HELD_OUT
 from tigerfg.training.config import TrainConfig
 from tigerfg.training.distributed import World
+from tigerfg.training.photos import photo_pool
 from tigerfg.training.pool import Pool
-from tigerfg.training.prepare import photo_pool, rendered_pool
+from tigerfg.training.prepare import rendered_pool
 from tigerfg.training.sources import Source
 from tigerfg.training.tokenizer import train_tokenizer
 
 log = logging.getLogger("tigerfg")
 
-TOKENIZER_TEXTS = 50_000  # of a source that does not hold its texts in memory
+TOKENIZER_TEXTS, AT_ONCE = 20_000, 256  # of a source that does not hold its texts in memory
 
 
 class Inputs:
@@ -35,7 +35,6 @@ class Inputs:
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         directory = Path(config.out) / "pools"
-        _check_photos(config)
         makers = _pool_makers(config)
         if world.first:
             for name, make in makers.items():
@@ -44,16 +43,17 @@ class Inputs:
                     make().save(directory / name)
         world.wait()
         self.held_out = Pool.load(directory / "held_out")
-        sources: list[Source] = [
-            Pool.load(directory / name) for name in makers if name != "held_out"
-        ]
-        if config.shards is not None:
+        sources: list[Source] = []
+        if config.shards is None:
+            sources.append(Pool.load(directory / "rendered"))
+        else:
             from tigerfg.training.shards import ShardPool
 
             sizes = (config.model.query_size, config.model.item_size)
-            sources.insert(0, ShardPool(config.shards, *sizes))
+            sources.append(ShardPool(config.shards, *sizes))
         shares = [1.0]
         if config.photos is not None:
+            sources.append(Pool.load(directory / "photos"))
             shares = [1.0 - config.photo_share, config.photo_share]
         self.tokenizer_file = Path(config.out) / "tokenizer.json"
         if config.init is not None:
@@ -66,17 +66,15 @@ class Inputs:
         self.maker = BatchMaker(sources, shares, config.model, self.tokenizer)
 
 
-def _check_photos(config: TrainConfig) -> None:
-    for layout in ("standard", "cluttered") if config.photos is not None else ():
-        if not (config.photos / layout / "items.jsonl").is_file():
-            raise InputError(f"photos: {config.photos} has no {layout}/items.jsonl")
-
-
 def _pool_makers(config: TrainConfig) -> dict[str, Callable[[], Pool]]:
     """Name -> how to make this pool; they are stored under `out/pools`."""
     sizes = (config.model.query_size, config.model.item_size)
     workers = config.threads or len(os.sched_getaffinity(0))
     makers: dict[str, Callable[[], Pool]] = {}
+    if config.photos is not None:  # first: what is wrong with them is told before minutes pass
+        makers["photos"] = lambda: photo_pool(
+            config.photos, config.photos_split, *sizes, seed=config.seed
+        )
     if config.shards is None:
         makers["rendered"] = lambda: rendered_pool(
             config.products, config.product_seed, *sizes, workers=workers
@@ -89,10 +87,6 @@ def _pool_makers(config: TrainConfig) -> dict[str, Callable[[], Pool]]:
         cluttered=1,
         workers=workers,
     )
-    if config.photos is not None:
-        makers["photos"] = lambda: photo_pool(
-            config.photos, config.photos_split, *sizes, seed=config.seed
-        )
     return makers
 
 
@@ -101,4 +95,6 @@ def _texts(source: Source) -> Iterator[str]:
     if isinstance(source, Pool):
         yield from (text for variants in source.texts for text in variants)
     else:
-        yield from source.draw(TOKENIZER_TEXTS, np.random.default_rng(0)).texts()
+        drawn = source.draw(TOKENIZER_TEXTS, np.random.default_rng(0))
+        for start in range(0, TOKENIZER_TEXTS, AT_ONCE):
+            yield from drawn[start : start + AT_ONCE].texts()
