@@ -16,8 +16,9 @@ TEACHERS = ("frozen", "ema")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: `kind` crops | regions | map | joint; `backbone_rate` scales the backbone's lr.
+    """One stage: `kind` crops | regions | map | joint; `backbone_rate` scales the backbone's rates.
 
+    `matrix_lr` is the rate of what Muon trains (see `optimizer`), `lr` of everything else.
     `batch` is the global batch: the ranks of a distributed run share it.
     """
 
@@ -26,6 +27,7 @@ class Stage:
     batch: int
     lr: float
     backbone_rate: float = 1.0
+    matrix_lr: float = 0.07
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -67,7 +69,7 @@ class TrainConfig:
         out: run directory: pools, training state, log, and `checkpoint/` at the end of a stage;
             all ranks of a distributed run must see it.
         model: model configuration. stages: the recipe. weights: of the losses.
-        photos: catalogue directory of real photos (standard/ and cluttered/), or None.
+        photos: catalogue directory of real photos (see `photo_pool`), or None.
         products, product_seed: how many rendered products, and their seed.
         shards: a suite's directory of training shards, used in place of rendered products.
         photo_share: share of a batch that is real photos.

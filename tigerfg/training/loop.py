@@ -21,7 +21,7 @@ from tigerfg.training.inputs import Inputs
 from tigerfg.training.item_stages import JointStage, RegionStage
 from tigerfg.training.journal import Journal, log, progress_bar
 from tigerfg.training.map_stage import MapStage
-from tigerfg.training.optimizer import make_optimizer, set_rate
+from tigerfg.training.optimizer import Optimizer, make_optimizer, set_rate
 from tigerfg.training.precision import cast_encoders, resolve
 from tigerfg.training.stages import CropStage, Trainee, TrainingStage
 from tigerfg.training.state import STATE, Progress, load_progress, load_state, save_state
@@ -128,7 +128,7 @@ class _Run:
         self,
         number: int,
         stage: Stage,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         teacher: Teacher | None,
     ) -> None:
         config, world, progress = self.config, self.world, self.progress
@@ -208,7 +208,7 @@ class _Run:
         values = {name: round(value, 2) for name, value in scores.items()}
         self.journal.write(stage, number, self.progress.step, self.progress.seconds, values)
 
-    def _save(self, optimizer: torch.optim.Optimizer, teacher: Teacher | None) -> None:
+    def _save(self, optimizer: Optimizer, teacher: Teacher | None) -> None:
         if not self.world.first:
             return
         self.journal.flush()

@@ -7,12 +7,12 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tigerfg.errors import InputError
+from tigerfg.training.optimizer import Optimizer
 from tigerfg.training.stages import Trainee
 from tigerfg.training.teacher import Teacher
 
@@ -40,7 +40,7 @@ class Progress:
 def save_state(
     file: Path,
     trainee: Trainee,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     teacher: Teacher | None,
     progress: Progress,
 ) -> None:
@@ -72,9 +72,7 @@ def load_progress(file: Path) -> Progress:
         raise InputError(f"resume: {file} holds no training state ({error})") from error
 
 
-def load_state(
-    file: Path, trainee: Trainee, optimizer: torch.optim.Optimizer, teacher: Teacher | None
-) -> None:
+def load_state(file: Path, trainee: Trainee, optimizer: Optimizer, teacher: Teacher | None) -> None:
     """Restore what `save_state` wrote, for the same model, stage and teacher.
 
     Raises:
