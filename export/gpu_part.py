@@ -43,6 +43,7 @@ class GpuPartWriter:
         self.request = request
         self.entry: dict[str, Any] = {
             "shape": model_shape(model)._asdict(),
+            "item_levels": model.config.item_levels,
             "profiles": request.profiles,
             "workspace": request.workspace,
             "graphs": {},

@@ -168,12 +168,12 @@ def backbone_encoder(
             parameters = (model.grounding.w_v, model.grounding.w_o, model.gate_pool)
             weights = TailWeights(*parameters, model.gate_text, *model.head.weights)
             z, grounding_map = grounded_embedding_reference(
-                queries, tensors["patches"], mask, tensors["text"], weights,
+                queries, tensors["patches"], model.item_mask(mask), tensors["text"], weights,
                 model.grounding.heads, pool_query=pool_query, norm_eps=model.head.norm.eps,
             )  # fmt: skip
         return {
             "embedding": z.numpy(),
-            "grounding_map": grounding_map.numpy(),
+            "grounding_map": model.fold_map(grounding_map).numpy(),
             "token_weights": found["token_weights"],
         }
 

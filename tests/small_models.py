@@ -26,6 +26,7 @@ CONV = ModelConfig(
     query_size=32,
     item_size=64,
 )
+LEVELS = replace(CONV, name="small-levels", item_levels=2)
 # DINOv3 with its rotary embedding and registers, and a BERT: the architectures of real models.
 DINOV3_SMALL = {
     **DINOV3_VITB16,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from small_models import CONV, HF, build, expected, inputs, tokenizer_file
+from small_models import CONV, HF, LEVELS, build, expected, inputs, tokenizer_file
 
 import tigerfg.export.bundle as export_module
 from tigerfg.bundle import Bundle
@@ -70,9 +70,20 @@ def test_graph_gives_what_the_model_gives(config, tower, small_bundle, hf_folder
             np.testing.assert_allclose(found[name], value, rtol=0, atol=ATOL)
 
 
+def test_item_graph_of_two_levels_gives_what_the_model_gives(tmp_path):
+    model = build(LEVELS)
+    onnx.save(tower_graph(model, "item"), tmp_path / "item.onnx")
+    runner = OnnxRunner(tmp_path / "item.onnx", "item", "fp32", 1)
+    for batch, length in [(1, 1), (5, 24)]:
+        feeds = inputs(LEVELS, "item", batch, length, seed=batch)
+        found = runner.run(feeds)
+        for name, value in expected(model, "item", feeds).items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=ATOL)
+
+
 @pytest.mark.parametrize("tower", ["query", "item"])
 @pytest.mark.parametrize("pool", ["mean", "attention"])
-@pytest.mark.parametrize("config", [CONV, HF], ids=["conv", "dinov3-bert"])
+@pytest.mark.parametrize("config", [CONV, LEVELS, HF], ids=["conv", "two-levels", "dinov3-bert"])
 def test_backbone_and_tail_give_what_the_model_gives(config, pool, tower, tmp_path):
     model = build(config, pool=pool)
     graph = tower_graph(model, tower, "backbone")

@@ -39,6 +39,7 @@ class GpuPart:
         shape: sizes that the tail kernels are launched with.
         profiles: (smallest, best, largest) batch of every optimisation profile of its engines.
         workspace: bytes that building an engine may use on the device; None for no limit.
+        item_levels: scales at which the item tower sees its picture, see `tigerfg.levels`.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
@@ -49,8 +50,9 @@ class GpuPart:
             self.shape = GpuShape(**self._part["shape"])
             self.profiles = tuple(map(tuple, self._part["profiles"]))
             self.workspace: int | None = self._part["workspace"]
-        except TypeError as error:
-            raise BundleError(f"{path}: gpu.shape of the manifest: {error}") from error
+            self.item_levels: int = self._part["item_levels"]
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"{path}: gpu part of the manifest: {error}: export again") from error
 
     @property
     def precisions(self) -> list[str]:

@@ -19,8 +19,8 @@ def level_mask(patch_mask: np.ndarray, levels: int) -> np.ndarray:
     """
     side = round(patch_mask.shape[1] ** 0.5)
     fine = patch_mask.reshape(-1, side, side)
-    steps = (1 << level for level in range(levels))
-    return np.concatenate([fine[:, ::n, ::n].reshape(len(fine), -1) for n in steps], axis=1)
+    grids = [fine[:, :: 1 << level, :: 1 << level] for level in range(levels)]
+    return np.concatenate([g.reshape(len(g), g.shape[1] * g.shape[2]) for g in grids], axis=1)
 
 
 def fold_map(grounding_map: np.ndarray, side: int, levels: int) -> np.ndarray:
@@ -36,4 +36,4 @@ def fold_map(grounding_map: np.ndarray, side: int, levels: int) -> np.ndarray:
         part = grounding_map[:, start : start + n * n].reshape(batch, n, n)
         folded += part.repeat(scale, axis=1).repeat(scale, axis=2) / scale**2
         start += n * n
-    return folded.reshape(batch, -1)
+    return folded.reshape(batch, side * side)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from cuda_fakes import Device, description, engine_content
-from small_models import CONV, build, expected, inputs
+from small_models import LEVELS, build, expected, inputs
 
 from tigerfg.engines import sidecar
 from tigerfg.engines.sidecar import Sidecar
@@ -24,7 +24,7 @@ from tigerfg.model.config import GroundingConfig, ModelConfig, VisionConfig
 
 # 100 item patches are two tiles of the grounding kernel, 16 query patches two of the pooling one.
 CONFIG = replace(
-    CONV,
+    LEVELS,  # what the kernels see is not what callers see
     vision=VisionConfig(width=32, depth=1),
     grounding=GroundingConfig(heads=2, queries_per_head=2),
     item_size=80,
@@ -50,6 +50,10 @@ class Part:
     with_cuts: tuple[str, ...] = ("tower", "backbone")
     with_engines: list[Path] = field(default_factory=list)
     variants: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def item_levels(self) -> int:
+        return self.model.config.item_levels
 
     @property
     def shape(self) -> GpuShape:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from cuda_fakes import engine_content, pretended_cuda, trt_module
-from small_models import CONV, build, inputs, tokenizer_file
+from small_models import LEVELS, build, inputs, tokenizer_file
 
 import tigerfg.export.gpu as gpu_module
 from tigerfg.bundle import Bundle
@@ -29,7 +29,7 @@ from tigerfg.model.config import GroundingConfig, VisionConfig
 
 # A width that the kernels take (they load 16 values at a time).
 SERVED = replace(
-    CONV,
+    LEVELS,  # what the kernels see is not what callers see
     name="served",
     vision=VisionConfig(width=48, depth=2),
     grounding=GroundingConfig(heads=3, queries_per_head=2),

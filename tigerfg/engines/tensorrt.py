@@ -21,6 +21,7 @@ from tigerfg.engines.trt_library import find_builder
 from tigerfg.engines.trt_proof import prove
 from tigerfg.engines.trt_slot import Slot, Tensors
 from tigerfg.errors import EngineError, InputError
+from tigerfg.levels import fold_map, level_mask
 
 if TYPE_CHECKING:
     from tigerfg.bundle import Bundle
@@ -78,6 +79,9 @@ class TensorRtRunner:
                 cuda = Cuda.open()
                 stack.callback(cuda.close)
             cut = _cut(part, tower, precision, cuda.sm, fused_tail)
+            # our kernels see all item levels, callers those of the full-size picture
+            self._levels = part.item_levels if (tower, cut) == ("item", "backbone") else 1
+            self._side = round(shapes.patches(tower) ** 0.5)
             tail = None
             if cut == "backbone":
                 tail = Tail(cuda, part, precision, tower)
@@ -114,6 +118,8 @@ class TensorRtRunner:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Named inputs to named outputs; a batch beyond the largest profile runs in parts."""
+        if self._levels > 1:
+            feeds = {**feeds, "patch_mask": level_mask(feeds["patch_mask"], self._levels)}
         count, most = len(feeds["pixels"]), self._ranges[-1].largest
         slot = self._take()
         try:
@@ -123,10 +129,13 @@ class TensorRtRunner:
                 parts.append(slot.run(self._range(len(rows["pixels"])), rows))
         finally:
             self._slots.put(slot)
-        if len(parts) == 1:
-            return parts[0]
         names = OUTPUTS[self._tower]
-        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        if self._levels > 1:
+            outputs["grounding_map"] = fold_map(
+                outputs["grounding_map"], self._side, self._levels
+            )
+        return outputs
 
     def close(self) -> None:
         """Wait for calls that run, then free the engine and its memory. Later calls fail."""

@@ -35,8 +35,13 @@ class Tensors(NamedTuple):
 
     @classmethod
     def of(cls, tower: str, precision: str, shapes: TowerShapes, part: Any, cut: str) -> Tensors:
-        """Of a tower of these sizes; `part` is the bundle's GpuPart."""
+        """Of a tower of these sizes; `part` is the bundle's GpuPart.
+
+        Behind a backbone patches are those of all item levels.
+        """
         side, patches = shapes.sides[tower], shapes.patches(tower)
+        if (tower, cut) == ("item", "backbone"):
+            patches = sum(patches >> 2 * level for level in range(part.item_levels))
         low, width = _TRT_TYPES[ELEMENTS[precision]], part.shape.width
         queries = part.shape.heads * part.shape.queries_per_head
         every = {

@@ -160,8 +160,7 @@ class TigerFG(nn.Module):
     ) -> ItemOutput:
         """pixels (B, 3, S, S), patch_mask (B, N), token_ids (B, L) int64, token_mask (B, L)."""
         item = self.ground(self.item_patches(pixels), patch_mask, token_ids, token_mask)
-        folded = fold_map(item.grounding_map, self.config.item_side, self.config.item_levels)
-        return item._replace(grounding_map=folded)
+        return item._replace(grounding_map=self.fold_map(item.grounding_map))
 
     def item_patches(self, pixels: Tensor) -> Tensor:
         """pixels (B, 3, S, S) -> patch features of all item levels (B, N', D), finest first."""
@@ -170,6 +169,10 @@ class TigerFG(nn.Module):
     def item_mask(self, patch_mask: Tensor) -> Tensor:
         """patch_mask (B, N) of the full-size picture -> the mask of all item levels (B, N')."""
         return torch.cat(self._level_masks(patch_mask), dim=1)
+
+    def fold_map(self, grounding_map: Tensor) -> Tensor:
+        """A map over all item levels (B, N') -> over the patches of the full-size picture (B, N)."""
+        return fold_map(grounding_map, self.config.item_side, self.config.item_levels)
 
     def _level_masks(self, patch_mask: Tensor) -> list[Tensor]:
         return level_masks(patch_mask, self.config.item_side, self.config.item_levels)

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tigerfg.model.levels import fold_map
 from tigerfg.model.towers import TigerFG
 from tigerfg.text import TextTokenizer
 from tigerfg.training.pool import Pool
@@ -66,7 +65,7 @@ def validate(model: TigerFG, pool: Pool, tokenizer: TextTokenizer) -> dict[str, 
             embeddings["r1"].append(item.embedding)
             embeddings["bound"].append(model.encode_region(patches, region))
             embeddings["whole"].append(model.encode_region(patches, model.item_mask(mask)))
-            peak = fold_map(item.grounding_map, grid, model.config.item_levels).argmax(dim=1)
+            peak = model.fold_map(item.grounding_map).argmax(dim=1)
             inside = box_regions(boxes, grid, patch)
             hits.append(inside.gather(1, peak[:, None])[:, 0] > 0)
         targets = there(pool.scene_products[index]).long()
