@@ -80,7 +80,7 @@ def train_box_head(
     maker: BatchMaker,
     *,
     steps: int = 600,
-    batch: int = 128,
+    batch: int = 64,
     lr: float = 2e-3,
     seed: int = 0,
     text: bool = False,
