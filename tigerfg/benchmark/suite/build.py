@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from tigerfg.errors import InputError
+
 from . import cutouts
 from .catalog_source import CatalogSource
 from .evalset import assemble, chunk_path, chunk_products, chunks, make_chunk
@@ -73,7 +75,10 @@ def build(
     pair_schema()  # a missing pyarrow is told before anything is made
     told = progress or (lambda what, done, total: None)
     (out / "train").mkdir(parents=True, exist_ok=True)
-    with sole_builder(out), Workers(workers or os.cpu_count() or 1) as pool:
+    wanted = workers or os.cpu_count() or 1
+    if catalog is None:
+        wanted = min(wanted, max(1, settings.shards + chunks(settings)))  # one a task at most
+    with sole_builder(out), Workers(wanted) as pool:
         remove_parts(out)
         source: Source = RenderedSource()
         rejected: dict[str, tuple[int, str]] = {}
@@ -112,10 +117,14 @@ def _begin(out: Path, settings: Settings, source: Source, rejected: dict[str, in
     for number in range(settings.shards):
         path = shard_path(out, number)
         if path.exists():
-            entry = listed.get(f"train/{path.name}")
-            same = entry is not None and entry["bytes"] == path.stat().st_size
-            # one that appeared just before the builder was killed is not listed yet
-            found.append(entry if same else describe(path))
+            # One that appeared just before the builder was killed is not listed yet.
+            entry = listed.get(f"train/{path.name}") or describe(path)
+            whole = (settings.rows(number), path.stat().st_size)
+            if (entry["rows"], entry["bytes"]) != whole:
+                raise InputError(
+                    f"{path}: not the shard that was made: delete it, it will be made again"
+                )
+            found.append(entry)
     manifest.shards = found
     return manifest
 

@@ -45,6 +45,11 @@ class Workers:
             if kind is not None:
                 self._event.set()
             self._pool.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise TigerfgError(
+                "a worker process was killed, perhaps for want of memory: run the same command "
+                "again to go on, with fewer --workers"
+            ) from error
 
     def each(
         self, function: Callable[[Any], Any], tasks: Sequence[Any]
@@ -53,23 +58,17 @@ class Workers:
         if self._pool is None:
             yield from ((task, function(task)) for task in tasks)
             return
-        waiting, left = {}, iter(tasks)
-        try:
-            while True:
-                for task in left:
-                    waiting[self._pool.submit(function, task)] = task
-                    if len(waiting) >= 2 * self._count:
-                        break
-                if not waiting:
-                    return
-                done: set[Future] = wait(waiting, return_when=FIRST_COMPLETED).done
-                for future in done:
-                    yield waiting.pop(future), future.result()
-        except BrokenProcessPool as error:
-            raise TigerfgError(
-                "a worker process was killed, perhaps for want of memory: run the same command "
-                "again to go on, with fewer --workers"
-            ) from error
+        waiting: dict[Future, Any] = {}
+        left = iter(tasks)
+        while True:
+            for task in left:
+                waiting[self._pool.submit(function, task)] = task
+                if len(waiting) >= 2 * self._count:
+                    break
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(future), future.result()
 
     def map(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         """Results in the order of the tasks."""
