@@ -100,6 +100,7 @@ def test_results_files_are_compared_again(catalogue, tmp_path):
     assert difference == pytest.approx(recalls[1] - recalls[0], abs=1e-12)
 
 
+@pytest.mark.slow  # exports a model
 def test_two_models_side_by_side(catalogue, small_bundle, tmp_path):
     data = catalogue / "cluttered"
     result = good(data, "--model", "tiny", "--model", small_bundle, "--compare", "--json",
