@@ -426,7 +426,7 @@ def test_train_configuration(tmp_path):
     assert (made.model.item_tower, made.model.grounding.heads) == ("global", 4)
     assert made.model.grounding.queries_per_head == 1
     assert (made.stages[0].kind, made.weights.map) == ("crops", 2.0)
-    assert train_config(None, "tiny", tmp_path, {}).products == 6000
+    assert train_config(None, "tiny", tmp_path, {}).products == 10_000
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tigerfg.training.distillation import dense_loss
 from tigerfg.training.regions import box_regions, item_regions
 
 SIDE = LEVELS.item_side  # 8 patches
-TOTAL = SIDE**2 + SIDE**2 // 4
+TOTAL = LEVELS.item_patches
 
 
 def maps(batch: int) -> np.ndarray:
@@ -128,3 +128,8 @@ def test_dense_loss_is_zero_where_every_level_equals_the_teacher():
 def test_levels_that_do_not_fit_are_refused(count):
     with pytest.raises(InputError, match="item_levels"):
         replace(CONV, item_levels=count)
+
+
+def test_patches_of_all_levels_are_counted():
+    assert CONV.item_patches == 64
+    assert LEVELS.item_patches == 80

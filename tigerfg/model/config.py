@@ -127,6 +127,11 @@ class ModelConfig:
         return self.item_size // self.vision.patch
 
     @property
+    def item_patches(self) -> int:
+        """Patches of the item picture at all its levels."""
+        return sum((self.item_side >> level) ** 2 for level in range(self.item_levels))
+
+    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(
             query_size=self.query_size,

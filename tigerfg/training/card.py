@@ -25,7 +25,7 @@ item picture with text are embedded in one {dim}-dimensional space.
 
 - Towers: {vision}, patch {patch} px, width {width}; queries {query_size} px, items {item_size} px,
   at most {max_length} text tokens.
-- Item tower: {item_tower}.
+- Item tower: {item_tower}; the picture at {item_levels} scale(s), each half the one before.
 
 ## What it was trained on
 
@@ -82,6 +82,7 @@ def write_card(config: TrainConfig, progress: Progress, ranks: int) -> None:
         "item_size": model.item_size,
         "max_length": model.text.max_length,
         "item_tower": model.item_tower,
+        "item_levels": model.item_levels,
         "held_out": min(config.products, HELD_OUT),
         **_data(config, progress),
         "stages": "".join(

@@ -38,10 +38,10 @@ class Stage:
 
 
 RECIPE = (
-    Stage("crops", 280, 256, 2e-3),
-    Stage("regions", 460, 128, 1.5e-3),
-    Stage("map", 900, 256, 1e-3),
-    Stage("joint", 280, 128, 1e-3, backbone_rate=0.6),
+    Stage("crops", 160, 256, 2e-3),
+    Stage("regions", 320, 128, 1.5e-3, matrix_lr=0.06),
+    Stage("map", 300, 256, 1e-3),
+    Stage("joint", 200, 128, 1e-3, backbone_rate=0.5, matrix_lr=0.04),
 )
 
 
@@ -93,7 +93,7 @@ class TrainConfig:
     stages: tuple[Stage, ...] = RECIPE
     photos: Path | None = None
     photos_split: str = "train"
-    products: int = 6000
+    products: int = 10_000
     product_seed: int = 1
     shards: Path | None = None
     photo_share: float = 0.3
