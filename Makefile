@@ -6,7 +6,7 @@ RESULTS_DIR ?= bench/results
 # setuptools warns about every editable install with mapped packages: not the user's business
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench engines gpu bundle clean
+.PHONY: demo test lint bench engines gpu claim bundle clean
 
 # What serving needs: no torch.
 $(VENV)/.cpu: pyproject.toml
@@ -43,7 +43,13 @@ gpu:  ## on a machine with a GPU and its own torch: tests, compute-sanitizer, be
 	RESULTS_DIR=$(RESULTS_DIR) $(PYTHON) bench/gpu.py $(if $(STEPS),--steps $(STEPS))
 
 PHOTOS ?= ../shared/data/grocery
-bundle: $(VENV)/.dev  ## train the shipped tiny model from nothing and export it (90 minutes)
+SEEDS ?= 0 1 2
+claim: $(VENV)/.dev  ## the paper's claim: method, ablations, baselines, three seeds (hours; resumable)
+	$(BIN)/tigerfg suite runs/suite --pairs 0 --eval 5000 --seed 7
+	$(BIN)/python bench/claim.py --suite runs/suite --out runs/claim --photos $(PHOTOS) \
+		--seeds $(SEEDS) --results $(RESULTS_DIR)/claim
+
+bundle: $(VENV)/.dev  ## train the shipped tiny model from nothing and export it (40 minutes)
 	$(BIN)/tigerfg train --preset tiny --data $(PHOTOS) --out runs/tiny
 	$(BIN)/tigerfg-export --ckpt runs/tiny/checkpoint --out tigerfg/bundles/tiny --engine none
 

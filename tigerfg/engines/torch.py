@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,23 +11,26 @@ from tigerfg.engines.base import EngineInfo, ItemEncoding, TowerShapes, check_ou
 from tigerfg.engines.cpu import thread_count
 from tigerfg.errors import EngineError, MissingExtraError
 
+if TYPE_CHECKING:
+    from tigerfg.model import TigerFG
+
 
 class TorchEngine:
     """The reference model itself; needs the `train` extra.
 
     Args:
-        checkpoint: a checkpoint directory.
+        checkpoint: a checkpoint directory, or a model in evaluation mode.
         threads: CPU threads, None for all; torch keeps one number for the whole process.
     """
 
     engine = "torch"
     precision = "fp32"
 
-    def __init__(self, checkpoint: str | Path, threads: int | None = None) -> None:
+    def __init__(self, checkpoint: str | Path | TigerFG, threads: int | None = None) -> None:
         try:
             import torch
 
-            from tigerfg.model import load_checkpoint
+            from tigerfg.model import TigerFG, load_checkpoint
         except ImportError as error:
             raise MissingExtraError("the engine 'torch'", error.name or "torch", "train") from error
         self._torch = torch
@@ -34,7 +38,8 @@ class TorchEngine:
         self._threads = thread_count(threads)
         if self._device == "cpu":
             torch.set_num_threads(self._threads)
-        self._model = load_checkpoint(checkpoint).to(self._device)
+        model = checkpoint if isinstance(checkpoint, TigerFG) else load_checkpoint(checkpoint)
+        self._model = model.to(self._device)
         config = self._model.config
         self._shapes = TowerShapes(
             {"query": config.query_size, "item": config.item_size},
