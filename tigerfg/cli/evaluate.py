@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from tigerfg.cli import options
-from tigerfg.cli.console import plural, print_table, progress, say, shown_path
-from tigerfg.errors import InputError
+from tigerfg.cli.console import progress, shown_path
+from tigerfg.cli.eval_output import Found, Output, finish
 
 if TYPE_CHECKING:
     from tigerfg.benchmark.cost import Flops
     from tigerfg.benchmark.datasets import EvalSet
     from tigerfg.benchmark.evaluate import Row
     from tigerfg.benchmark.evaluation import Evaluation
-    from tigerfg.benchmark.heatmaps import MapSample
     from tigerfg.encoder import Encoder
-
-SHOWN_REJECTS = 3
 
 
 def command(
@@ -140,17 +137,9 @@ def command(
                             found.append(Found((place, number), result, row.on_map))
     except BaseException:
         # whatever happens to a later directory, the results so far are shown and written
-        _finish(found, output, compare=False)
+        finish(found, output, compare=False)
         raise
-    _finish(found, output, compare)
-
-
-class Found(NamedTuple):
-    """An evaluation, its place in the tables (of the data, of the model) and its sampled maps."""
-
-    place: tuple[int, int]
-    result: Evaluation
-    sample: MapSample | None
+    finish(found, output, compare)
 
 
 class Settings(NamedTuple):
@@ -189,61 +178,6 @@ class Settings(NamedTuple):
             flops=flops,
             progress=report,
         )
-
-
-class Output(NamedTuple):
-    """The files that are wanted."""
-
-    json_file: Path | None
-    markdown: Path | None
-    plot: Path | None
-    heatmaps: Path | None
-
-    def check(self, maps: bool) -> None:
-        """Refuse before the work what could not be written after it."""
-        for file in self:
-            if file is not None and not file.absolute().parent.is_dir():
-                raise typer.BadParameter(f"{file}: there is no such folder to write into")
-        if self.plot is not None:
-            from tigerfg.benchmark.plot import check_plot
-
-            check_plot(self.plot)
-        if self.heatmaps is not None and not maps:
-            raise typer.BadParameter(
-                "needs --mode item and a directory: only there the model makes maps",
-                param_hint="--heatmaps",
-            )
-
-    def write(self, found: Sequence[Found]) -> None:
-        """Write them, and say where they are."""
-        results = [one.result for one in found]
-        if self.json_file is not None:
-            from tigerfg.benchmark.evaluation import write_results
-
-            write_results(results, self.json_file)
-            say(f"results: {shown_path(self.json_file)}")
-        if self.markdown is not None:
-            from tigerfg.benchmark.report import write_markdown
-
-            write_markdown(results, self.markdown)
-            say(f"tables: {shown_path(self.markdown)}")
-        if self.plot is not None:
-            from tigerfg.benchmark.plot import write_plot
-
-            write_plot(results, self.plot)
-            say(f"plot: {shown_path(self.plot)}")
-        if self.heatmaps is not None:
-            self._write_heatmaps(found)
-
-    def _write_heatmaps(self, found: Sequence[Found]) -> None:
-        from tigerfg.benchmark.heatmaps import write_heatmaps
-
-        sections = [(o.result, o.sample) for o in found if o.sample and o.result.grounding]
-        if sections:
-            write_heatmaps(sections, self.heatmaps)
-            say(f"heat maps: {shown_path(self.heatmaps)}")
-        else:
-            say("no heat maps: no item has a target box")
 
 
 @contextlib.contextmanager
@@ -307,52 +241,3 @@ def _with_maps(row: Row, count: int | None) -> Row:
     from tigerfg.benchmark.heatmaps import MapSample
 
     return row._replace(on_map=MapSample(count))
-
-
-def _finish(found: list[Found], output: Output, compare: bool) -> None:
-    """Show and write the results, the data sets in the order in which they were given."""
-    if not found:
-        return
-    from tigerfg.benchmark.compare import compare_all
-
-    found.sort(key=lambda one: one.place)
-    results = [one.result for one in found]
-    failed = None
-    if compare:
-        try:
-            compare_all(results)
-        except InputError as error:
-            failed = error
-    try:
-        _print(results)
-    finally:  # also when nobody reads the tables to their end
-        output.write(found)
-    if failed:
-        raise failed
-
-
-def _print(results: list[Evaluation]) -> None:
-    from tigerfg.benchmark.report import conditions, tables
-
-    for title, columns, rows in tables(results):
-        print_table(title, columns, [[_cell(cell) for cell in row] for row in rows])
-    print_table("", ["conditions"], [[line] for line in conditions(results)])
-    for result in results:
-        _print_left_out(result)
-
-
-def _cell(value: object) -> object:
-    """Intervals as text; the console knows the rest."""
-    return " to ".join(f"{end:.3f}" for end in value) if isinstance(value, tuple) else value
-
-
-def _print_left_out(result: Evaluation) -> None:
-    """One line on stderr per kind of thing that could not be evaluated."""
-    place = f"{result.data} {result.label}"
-    if result.queries_without_item:
-        left = plural(result.queries_without_item, "query")
-        say(f"{place}: {left} skipped, no correct item in the gallery")
-    for noun, rejected in (("item", result.rejected_items), ("query", result.rejected_queries)):
-        if rejected:
-            reasons = "; ".join(r.reason for r in rejected[:SHOWN_REJECTS])
-            say(f"{place}: {plural(len(rejected), noun)} left out: {reasons}")
