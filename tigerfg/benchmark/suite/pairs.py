@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from .pictures import item_picture, query_picture
+from tigerfg.benchmark.render.cutout import fit
+
+from .pictures import Sprite, item_picture, query_picture
 from .schema import Pair
 from .settings import Settings
 from .sources import Group, Source
@@ -29,10 +31,7 @@ def shard_pairs(settings: Settings, source: Source, shard: int) -> Iterator[Pair
         listing = group.listings[i]
         layout = "cluttered" if rng.random() < settings.cluttered else "standard"
         shown, asked = rng.permutation(settings.views)[:2].tolist()
-
-        def sprite(j: int, i: int = i, shown: int = shown) -> Image.Image:
-            return sprites.get(j, shown if j == i else int(rng.integers(settings.views)))
-
+        sprite = sprites.around(i, shown, layout == "cluttered", rng)
         picture = item_picture(group, i, layout, settings, "train", sprite, rng)
         twins = group.distractors.twins(i)
         yield Pair(
@@ -41,7 +40,7 @@ def shard_pairs(settings: Settings, source: Source, shard: int) -> Iterator[Pair
             product_id=listing.product_id,
             twin_of=group.listings[twins[0]].product_id if twins else None,
             layout=layout,
-            query_image=query_picture(sprites.get(i, asked), settings, rng),
+            query_image=query_picture(sprites.get(i, asked, small=True), settings, rng),
             item_image=picture.jpeg,
             title=picture.listing.title,
             category=picture.listing.category,
@@ -54,17 +53,27 @@ def shard_pairs(settings: Settings, source: Source, shard: int) -> Iterator[Pair
 
 
 class _Sprites:
-    """The cut-outs of a shard, made when they are first used."""
+    """The cut-outs of a shard in two sizes, made when they are first used.
+
+    Shrinking cut-outs is a third of the cost of a cluttered picture, so what appears small is
+    shrunk from a small one.
+    """
 
     def __init__(self, group: Group, settings: Settings, rng: np.random.Generator) -> None:
-        self.group, self._size = group, settings.sprite_size
+        self.group, self._views = group, settings.views
+        self._size, self._small_size = settings.sprite_size, settings.small_sprite_size
         self._seeds = rng.integers(2**31, size=(len(group.listings), settings.views)).tolist()
-        self._made: dict[tuple[int, int], Image.Image] = {}
+        self._made: dict[tuple[int, int], tuple[Image.Image, Image.Image]] = {}
 
-    def get(self, i: int, view: int) -> Image.Image:
+    def around(self, i: int, view: int, small: bool, rng: np.random.Generator) -> Sprite:
+        """Gives product ``i`` in ``view``, and any other in a view that ``rng`` chooses."""
+        return lambda j: self.get(j, view if j == i else int(rng.integers(self._views)), small)
+
+    def get(self, i: int, view: int, small: bool) -> Image.Image:
         if (i, view) not in self._made:
-            self._made[i, view] = self.group.cutout(i, self._size, self._seeds[i][view])
-        return self._made[i, view]
+            large = self.group.cutout(i, self._size, self._seeds[i][view])
+            self._made[i, view] = large, fit(large, self._small_size)
+        return self._made[i, view][small]
 
 
 def _order(group: Group, rows: int, rng: np.random.Generator) -> list[int]:

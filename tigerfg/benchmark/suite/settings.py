@@ -89,8 +89,13 @@ class Settings:
 
     @property
     def sprite_size(self) -> int:
-        """Longest side of a cut-out in px: enough for clutter, and three quarters of a picture."""
+        """Longest side of a cut-out in px: three quarters of an item picture, or a crop."""
         return max(self.query_size, self.item_size * 3 // 4)
+
+    @property
+    def small_sprite_size(self) -> int:
+        """The same where half an item picture is enough: in clutter, and for crops."""
+        return max(self.query_size, self.item_size // 2)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, what the manifest holds."""
