@@ -19,6 +19,7 @@ from tigerfg.model import load_checkpoint
 from tigerfg.model.towers import TigerFG
 from tigerfg.training import loop
 from tigerfg.training.config import LossWeights, Stage
+from tigerfg.training.inputs import pool_names
 from tigerfg.training.loop import train
 from tigerfg.training.optimizer import layer_rates, make_optimizer, set_rate
 from tigerfg.training.pool import Pool
@@ -244,8 +245,9 @@ def test_what_was_skipped_is_counted_in_the_card(tmp_path: Path) -> None:
     tiny_run.write_pools(out)
     pool = tiny_run.pool()
     pool.skipped = Counter({"image: cannot be decoded": 3})
-    (out / "pools" / "rendered").rename(tmp_path / "old")
-    pool.save(out / "pools" / "rendered")
+    rendered = out / "pools" / pool_names(config(out))["rendered"]
+    rendered.rename(tmp_path / "old")
+    pool.save(rendered)
     train(config(out, stages=STAGES[:1]), show_progress=False)
     assert load_progress(out / STATE).skipped == {"image: cannot be decoded": 3}
     card = (out / "checkpoint" / "MODEL_CARD.md").read_text()
@@ -280,8 +282,9 @@ def test_no_picture_with_a_box_is_an_input_error_of_the_map_stage(tmp_path: Path
     tiny_run.write_pools(out)
     pool = tiny_run.pool()
     pool.scene_boxes[:] = 0.0
-    (out / "pools" / "rendered").rename(tmp_path / "old")
-    pool.save(out / "pools" / "rendered")
+    rendered = out / "pools" / pool_names(config(out))["rendered"]
+    rendered.rename(tmp_path / "old")
+    pool.save(rendered)
     with pytest.raises(InputError, match="no training picture has a box"):
         train(config(out, stages=STAGES[2:3]), show_progress=False)
 

@@ -19,6 +19,7 @@ import numpy as np
 from tigerfg.model.config import GroundingConfig, ModelConfig, TextConfig, VisionConfig
 from tigerfg.training import loop
 from tigerfg.training.config import LossWeights, Stage, TrainConfig
+from tigerfg.training.inputs import pool_names
 from tigerfg.training.pool import Pool
 
 MODEL = ModelConfig(
@@ -54,6 +55,7 @@ def pool(products: int = 30, views: int = 3, cluttered: int = 2, seed: int = 0) 
     """Random pictures; one scene in seven has no box where there are several views."""
     rng = np.random.default_rng(seed)
     q, s, scenes = MODEL.query_size, MODEL.item_size, products * (1 + cluttered)
+    owners = np.arange(scenes, dtype=np.int32) // (1 + cluttered)
     corner = rng.uniform(0, s // 2, (scenes, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(8, s // 2, (scenes, 2))], axis=1)
     others = rng.uniform(0, s, (scenes, 1)) * [0, 0, 1, 1] * (rng.random((scenes, 1)) < 0.6)
@@ -71,9 +73,10 @@ def pool(products: int = 30, views: int = 3, cluttered: int = 2, seed: int = 0) 
         crop_products=np.arange(products * views, dtype=np.int32) // views,
         scenes=pictures(scenes, s),
         scene_extents=np.full((scenes, 2), s, np.float32),
-        scene_products=np.arange(scenes, dtype=np.int32) // (1 + cluttered),
+        scene_products=owners,
         scene_boxes=boxes.astype(np.float32),
         other_boxes=others.astype(np.float32),
+        other_products=np.where(others.any(axis=1), np.roll(owners, -1 - cluttered), -1),
         cluttered=others.any(axis=1),
         twins=np.full(products, -1, np.int32),
         texts=texts,
@@ -83,8 +86,9 @@ def pool(products: int = 30, views: int = 3, cluttered: int = 2, seed: int = 0) 
 
 def write_pools(out: Path) -> None:
     """What the loop would render."""
-    pool().save(out / "pools" / "rendered")
-    pool(8, views=1, cluttered=1, seed=1).save(out / "pools" / "held_out")
+    names = pool_names(config(out))
+    pool().save(out / "pools" / names["rendered"])
+    pool(8, views=1, cluttered=1, seed=1).save(out / "pools" / names["held_out"])
 
 
 def config(out: Path, **changes: Any) -> TrainConfig:

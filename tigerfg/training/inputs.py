@@ -34,18 +34,17 @@ class Inputs:
     """
 
     def __init__(self, config: TrainConfig, world: World) -> None:
-        directory = Path(config.out) / "pools"
-        makers = _pool_makers(config)
+        pools = Path(config.out) / "pools"
+        folders = {kind: pools / name for kind, name in pool_names(config).items()}
         if world.first:
-            for name, make in makers.items():
-                if not (directory / name).exists():
-                    log.info("preparing training pictures: %s", name)
-                    make().save(directory / name)
+            makers = _pool_makers(config)
+            for kind, folder in folders.items():
+                _prepare(folder, makers[kind])
         world.wait()
-        self.held_out = Pool.load(directory / "held_out")
+        self.held_out = Pool.load(folders["held_out"])
         sources: list[Source] = []
         if config.shards is None:
-            sources.append(Pool.load(directory / "rendered"))
+            sources.append(Pool.load(folders["rendered"]))
         else:
             from tigerfg.training.shards import ShardPool
 
@@ -53,7 +52,7 @@ class Inputs:
             sources.append(ShardPool(config.shards, *sizes))
         shares = [1.0]
         if config.photos is not None:
-            sources.append(Pool.load(directory / "photos"))
+            sources.append(Pool.load(folders["photos"]))
             shares = [1.0 - config.photo_share, config.photo_share]
         self.tokenizer_file = Path(config.out) / "tokenizer.json"
         if config.init is not None:
@@ -66,28 +65,60 @@ class Inputs:
         self.maker = BatchMaker(sources, shares, config.model, self.tokenizer)
 
 
+def pool_names(config: TrainConfig) -> dict[str, str]:
+    """Kind of pool -> its folder under `out/pools`: named by all that it is made from, so that
+    runs can share pools and none takes another's."""
+    sizes = f"{config.model.query_size}-{config.model.item_size}"
+    names = {}
+    if config.photos is not None:  # first: what is wrong with them is told before minutes pass
+        folder = Path(config.photos).resolve().name
+        names["photos"] = f"photos-{folder}-{config.photos_split}-{config.product_seed}-{sizes}"
+    if config.shards is None:
+        names["rendered"] = f"rendered-{config.products}-{config.product_seed}-{sizes}"
+    names["held_out"] = f"held_out-{_held_out(config)}-{_held_out_seed(config)}-{sizes}"
+    return names
+
+
+def _held_out(config: TrainConfig) -> int:
+    return min(config.products, HELD_OUT)
+
+
+def _held_out_seed(config: TrainConfig) -> int:
+    return config.product_seed + 1000
+
+
 def _pool_makers(config: TrainConfig) -> dict[str, Callable[[], Pool]]:
-    """Name -> how to make this pool; they are stored under `out/pools`."""
+    """Kind of pool -> how it is made. The run's own seed is in none: a study shares its pools."""
     sizes = (config.model.query_size, config.model.item_size)
     workers = config.threads or len(os.sched_getaffinity(0))
-    makers: dict[str, Callable[[], Pool]] = {}
-    if config.photos is not None:  # first: what is wrong with them is told before minutes pass
-        makers["photos"] = lambda: photo_pool(
-            config.photos, config.photos_split, *sizes, seed=config.seed
-        )
-    if config.shards is None:
-        makers["rendered"] = lambda: rendered_pool(
+    return {
+        "photos": lambda: photo_pool(
+            config.photos, config.photos_split, *sizes, seed=config.product_seed
+        ),
+        "rendered": lambda: rendered_pool(
             config.products, config.product_seed, *sizes, workers=workers
-        )
-    makers["held_out"] = lambda: rendered_pool(
-        min(config.products, HELD_OUT),
-        config.product_seed + 1000,
-        *sizes,
-        views=1,
-        cluttered=1,
-        workers=workers,
-    )
-    return makers
+        ),
+        "held_out": lambda: rendered_pool(
+            _held_out(config),
+            _held_out_seed(config),
+            *sizes,
+            views=1,
+            cluttered=1,
+            workers=workers,
+        ),
+    }
+
+
+def _prepare(folder: Path, make: Callable[[], Pool]) -> None:
+    """Make the pool where it is missing; another process may be making it too."""
+    if folder.exists():
+        return
+    log.info("preparing training pictures: %s", folder.name)
+    try:
+        make().save(folder)
+    except OSError:
+        if not folder.exists():
+            raise  # else the other one was first, and its pool is the same
 
 
 def _texts(source: Source) -> Iterator[str]:
