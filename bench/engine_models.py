@@ -81,13 +81,13 @@ def plain(model: TigerFG, tower: str) -> Forward:
         weights = TailWeights(
             grounding.w_v, grounding.w_o, model.gate_pool, model.gate_text, *model.head.weights
         )
-        patches = model.vision(pixels)
+        patches, mask = model.item_patches(pixels), model.item_mask(patch_mask)
         dtype = patches.dtype
         embedding, grounding_map = grounded_embedding_reference(
-            guidance.queries.to(dtype), patches, patch_mask, guidance.text.to(dtype), weights,
+            guidance.queries.to(dtype), patches, mask, guidance.text.to(dtype), weights,
             grounding.heads, pool_query=model.pool.query, norm_eps=model.head.norm.eps,
         )  # fmt: skip
-        return embedding, grounding_map, guidance.token_weights
+        return embedding, model.fold_map(grounding_map), guidance.token_weights
 
     return query if tower == "query" else item
 

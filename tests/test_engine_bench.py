@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small_models import CONV, HF, build
+from small_models import CONV, HF, LEVELS, build
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 sys.path.append(str(BENCH))  # scripts beside the package, not part of it
@@ -481,6 +481,19 @@ def test_without_a_builder_the_script_says_so(
     monkeypatch.setattr(build_engines, "find_builder", find)
     assert build_engines.main([]) == 1
     assert "no engine can be built" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", [CONV, LEVELS], ids=["one level", "two levels"])
+def test_plain_pytorch_is_the_models_item_tower(config: Any) -> None:
+    model = engine_models.random_model(config)
+    feeds = [torch.from_numpy(a) for a in engine_models.pictures(config, "item", 3).values()]
+    feeds[1][:, 40:] = False  # a border below
+    with torch.inference_mode():
+        wanted = model.encode_item(*feeds)
+        found = engine_models.plain(model, "item")(*feeds)
+    assert feeds[1].shape == found[1].shape  # the map is that of the full-size picture
+    for ours, models in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, models, rtol=0, atol=2e-6)  # float32, other order
 
 
 def test_real_models_in_half_precision() -> None:
