@@ -4,9 +4,8 @@
 
 SUITE is made by `tigerfg suite SUITE --pairs 0 --eval 5000`. For every seed the towers are trained
 once (stages crops and regions), then every variant goes on from them (stages map and joint). All is
-resumable: a variant whose results file exists is not trained again, a killed training goes on.
-Results: one JSON file a seed and variant, and the table in claim.md, means and standard deviations
-over seeds.
+resumable: a variant is done when RUNS/seed/variant/result.json exists; a killed training goes on.
+The results are copied to --results, beside claim.md: means and standard deviations over seeds.
 """
 
 from __future__ import annotations
@@ -16,17 +15,20 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from claim_evaluation import DataSet, evaluate_checkpoint
-from claim_report import write_report
+from claim_evaluation import DataSet, evaluate_all, evaluate_item_tower
+from claim_report import check_alike, read_results, write_report
 from conditions import conditions
 
+from tigerfg.errors import InputError
 from tigerfg.model import preset
+from tigerfg.model.checkpoint import fingerprint
 from tigerfg.training.config import LossWeights, Stage, TrainConfig
 from tigerfg.training.loop import train
+from tigerfg.training.state import STATE, load_progress
 
 HERE = Path(__file__).resolve().parent
 TOWERS = (
@@ -35,7 +37,10 @@ TOWERS = (
 )
 MAP = Stage("map", 300, 256, 1e-3)
 JOINT = Stage("joint", 60, 128, 1e-3, backbone_rate=0.5, matrix_lr=0.04)
-MAP_IN_JOINT_STEPS = 12  # what the map stage costs: who has none gets so many joint steps more
+# Who has no map stage gets so many joint steps more as it takes: with the features that it keeps
+# it took 366 s, a joint step 4.4 to 5.3 s (`tiny`, two CPU cores), which is 70 to 83 steps. The
+# seconds that every variant's training took are in its result.
+MAP_IN_JOINT_STEPS = 80
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,12 @@ class Variant:
     weights: dict[str, float] = field(default_factory=dict)
 
 
+CLIP = "`clip`: global picture and text, no grounding"
 VARIANTS = {
     "tiger": Variant("TIGER-FG"),
-    "clip": Variant(
-        "`clip`: global picture and text, no grounding", model={"item_tower": "global"}
+    "clip": Variant(CLIP, model={"item_tower": "global"}),
+    "clip-nce": Variant(
+        f"{CLIP}, no relation loss", {"item_tower": "global"}, weights={"relation": 0.0}
     ),
     "learned": Variant("no text guidance: learned queries", grounding={"guidance": "learned"}),
     "tokens": Variant(
@@ -67,11 +74,9 @@ VARIANTS = {
 }
 
 
-def towers(out: Path, seed: int, base: TrainConfig) -> Path:
-    """Train what all variants of a seed start from; the checkpoint's directory."""
-    config = replace(base, out=out / str(seed) / "towers", stages=TOWERS, seed=seed)
-    _train(config)
-    return config.out / "checkpoint"
+def towers_run(out: Path, seed: int, base: TrainConfig) -> TrainConfig:
+    """The training of what all variants of a seed start from."""
+    return replace(base, out=out / str(seed) / "towers", stages=TOWERS, seed=seed)
 
 
 def variant_run(out: Path, seed: int, name: str, base: TrainConfig) -> TrainConfig:
@@ -81,8 +86,7 @@ def variant_run(out: Path, seed: int, name: str, base: TrainConfig) -> TrainConf
     model = replace(base.model, **variant.model)
     model = replace(model, grounding=replace(model.grounding, **variant.grounding))
     mapped = model.item_tower == "grounded" and weights.map > 0
-    steps = JOINT.steps + (0 if mapped else MAP_IN_JOINT_STEPS)
-    joint = replace(JOINT, steps=steps)
+    joint = JOINT if mapped else replace(JOINT, steps=JOINT.steps + MAP_IN_JOINT_STEPS)
     folder = out / str(seed)
     return replace(
         base,
@@ -95,65 +99,159 @@ def variant_run(out: Path, seed: int, name: str, base: TrainConfig) -> TrainConf
     )
 
 
-def _train(config: TrainConfig) -> None:
-    """Train, or go on; nothing where the run is finished."""
-    if (config.out / "checkpoint" / "MODEL_CARD.md").exists():
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """What a run's outcome depends on, as JSON gives it back; no path of this machine."""
+    settings = {
+        "products": config.products,
+        "photos": None if config.photos is None else config.photos.resolve().name,
+        "preset": config.model.name,
+        "towers": [asdict(stage) for stage in TOWERS],
+        "stages": [asdict(stage) for stage in config.stages],
+        "model": asdict(config.model),
+        "weights": asdict(config.weights),
+    }
+    return json.loads(json.dumps(settings))
+
+
+def check_same(file: Path, wanted: dict[str, Any], fix: str) -> None:
+    """Compare the settings in a file, where there is one, with those asked for now.
+
+    Raises:
+        InputError: they differ; names the first difference.
+    """
+    if not file.exists():
         return
-    pools = config.out / "pools"
-    shared = config.out.parents[1] / "pools"
-    shared.mkdir(parents=True, exist_ok=True)
-    config.out.mkdir(parents=True, exist_ok=True)
-    if not pools.exists():
-        pools.symlink_to(os.path.relpath(shared, config.out))
-    train(config, resume=(config.out / "state.safetensors").exists(), show_progress=False)
+    found = json.loads(file.read_text())["settings"]
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            then, now = _difference(name, found.get(name), value)
+            raise InputError(f"{file}: made with other settings: {then}, now {now}; {fix}")
 
 
-def run(options: argparse.Namespace, say: Callable[[str], None]) -> int:
-    suite = [DataSet(layout, options.suite / layout) for layout in ("standard", "cluttered")]
-    real = [DataSet.parse(text) for text in options.real]
-    base = TrainConfig(
-        out=options.out,
-        model=preset(options.preset),
-        photos=options.photos,
-        products=options.products,
-        threads=options.threads,
-        validate_every=10**6,
-        weights=LossWeights(),
-    )
-    results = options.results
-    for seed in options.seeds:
-        for name in options.variants:
-            file = results / f"{seed}-{name}.json"
-            if file.exists():
-                continue
-            towers(options.out, seed, base)
-            config = variant_run(options.out, seed, name, base)
-            say(f"seed {seed}, {name}")
-            _train(config)
-            rows = evaluate_checkpoint(
-                config.out / "checkpoint",
-                suite + real,
-                config,
-                detectors=name == "tiger",
-                threads=options.threads,
-            )
-            results.mkdir(parents=True, exist_ok=True)
-            content = {
-                "seed": seed,
-                "variant": name,
-                "title": VARIANTS[name].title,
-                "stages": [vars(stage) for stage in (*TOWERS, *config.stages)],
-                "products": config.products,
-                "photos": config.photos is not None,
-                "conditions": conditions(),
-                "rows": rows,
-            }
-            staged = file.with_suffix(".part")
-            staged.write_text(json.dumps(content, indent=1) + "\n")
-            os.replace(staged, file)
-            write_report(results)
-    say((results / "claim.md").read_text())
-    return 0
+def _difference(name: str, found: Any, wanted: Any) -> tuple[str, str]:
+    """The smallest part in which two JSON values differ: its name and value, and the other one."""
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        found, wanted = dict(enumerate(found)), dict(enumerate(wanted))
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in (*wanted, *(key for key in found if key not in wanted)):
+            if found.get(key) != wanted.get(key):
+                return _difference(f"{name}.{key}", found.get(key), wanted.get(key))
+    return f"{name} {json.dumps(found)}", json.dumps(wanted)
+
+
+class Claim:
+    """The study: its runs, what is done of them, and the results.
+
+    Raises:
+        InputError: a data set or the photos cannot be used, or runs or results are there that
+            were made with other settings. Nothing was trained then.
+    """
+
+    def __init__(self, options: argparse.Namespace, say: Callable[[str], None]) -> None:
+        self.options, self.say = options, say
+        suite = [DataSet(name, options.suite / name) for name in ("standard", "cluttered")]
+        self.data = suite + [DataSet.parse(text) for text in options.real]
+        names = [part.name for part in self.data]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise InputError(f"--real: the name {min(twice)!r} is taken; give every set its own")
+        self.digests = {part.name: part.read().digest() for part in self.data}
+        if options.photos is not None and not options.photos.is_dir():
+            raise InputError(f"--photos: {options.photos} is not a directory")
+        self.base = TrainConfig(
+            out=options.out,
+            model=preset(options.preset),
+            photos=options.photos,
+            products=options.products,
+            threads=options.threads,
+            validate_every=10**6,
+            weights=LossWeights(),
+        )
+        there = read_results(options.results)
+        planned = {}
+        for seed in options.seeds:
+            self._check(towers_run(options.out, seed, self.base))
+            for name in options.variants:
+                config = variant_run(options.out, seed, name, self.base)
+                self._check(config)
+                settings, file = self._settings(config), f"{seed}-{name}.json"
+                check_same(options.results / file, settings, "take another --results")
+                planned[file] = {"variant": name, "settings": settings, "rows": []}
+        check_alike({**planned, **there})
+
+    def run(self) -> None:
+        """Train and evaluate what is missing; the report is written anew after every variant."""
+        write_report(self.options.results)
+        for seed in self.options.seeds:
+            for name in self.options.variants:
+                file = self.options.out / str(seed) / name / "result.json"
+                if not file.exists():
+                    self.say(f"seed {seed}, {name}")
+                    _write(file, json.dumps(self._result(seed, name), indent=1) + "\n")
+                _write(self.options.results / f"{seed}-{name}.json", file.read_text())
+                write_report(self.options.results)
+        self.say((self.options.results / "claim.md").read_text())
+
+    def _settings(self, config: TrainConfig) -> dict[str, Any]:
+        return {**settings_of(config), "data": self.digests}
+
+    def _check(self, config: TrainConfig) -> None:
+        """What is there of a run must have been made as it would be now."""
+        begun = config.out / "run.json"
+        if (config.out / STATE).exists() and not begun.exists():
+            raise InputError(f"--out: {config.out} is a run of something else; take another --out")
+        check_same(begun, settings_of(config), "take another --out")
+        file = config.out / "result.json"
+        check_same(file, self._settings(config), "delete the file to evaluate again")
+
+    def _result(self, seed: int, name: str) -> dict[str, Any]:
+        options = self.options
+        towers = towers_run(options.out, seed, self.base)
+        config = variant_run(options.out, seed, name, self.base)
+        before, after = self._train(towers), self._train(config)
+        if name == "tiger":
+            rows, detectors = evaluate_all(after, before, self.data, config, options.threads)
+        else:
+            rows, detectors = evaluate_item_tower(after, self.data, options.threads), {}
+        return {
+            "seed": seed,
+            "variant": name,
+            "title": VARIANTS[name].title,
+            "settings": self._settings(config),
+            "seconds": {
+                "towers": load_progress(towers.out / STATE).seconds,
+                "variant": load_progress(config.out / STATE).seconds,
+            },
+            "threads": options.threads,
+            "fingerprints": {"towers": fingerprint(before), "variant": fingerprint(after)},
+            "training_commit": json.loads((config.out / "run.json").read_text())["commit"],
+            "conditions": conditions(),
+            "detectors": detectors,
+            "rows": rows,
+        }
+
+    def _train(self, config: TrainConfig) -> Path:
+        """Train, or go on; nothing where the run is finished. Returns the checkpoint."""
+        checkpoint = config.out / "checkpoint"
+        if (checkpoint / "MODEL_CARD.md").exists():
+            return checkpoint
+        pools, shared = config.out / "pools", self.options.out / "pools"
+        shared.mkdir(parents=True, exist_ok=True)
+        config.out.mkdir(parents=True, exist_ok=True)
+        if not pools.exists():
+            pools.symlink_to(os.path.relpath(shared, config.out))
+        begun = config.out / "run.json"
+        if not begun.exists():
+            content = {"settings": settings_of(config), "commit": conditions()["commit"]}
+            _write(begun, json.dumps(content, indent=1) + "\n")
+        return train(config, resume=(config.out / STATE).exists(), show_progress=False)
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staged = file.with_suffix(".part")
+    staged.write_text(text)
+    os.replace(staged, file)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -170,7 +268,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--products", type=int, default=10_000, help="rendered, to train on")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "claim")
-    return run(parser.parse_args(arguments), lambda line: print(line, flush=True))
+    try:
+        Claim(parser.parse_args(arguments), lambda line: print(line, flush=True)).run()
+    except InputError as error:
+        print(" ".join(str(error).split()))
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
