@@ -272,6 +272,7 @@ class RectangleRows:
             np.full((len(scenes), 2), SIDE, np.float32),
             targets * self.source.boxed,
             np.zeros((len(scenes), 4), np.float32),
+            np.full(len(scenes), -1),
             np.full(len(scenes), self.source.boxed),
         )
 

@@ -36,7 +36,9 @@ def shares(rows: int, patches: int, seed: int) -> torch.Tensor:
     return torch.randn(rows, patches, generator=generator, dtype=torch.float64).softmax(dim=1)
 
 
-def loop_nce(q: torch.Tensor, z: torch.Tensor, products: list[int], scale: float, extra) -> float:
+def loop_nce(
+    q: torch.Tensor, z: torch.Tensor, products: list[int], scale: float, extra, shown=(-1,) * 3
+) -> float:
     total = 0.0
     for i in range(len(q)):
         for a, b, negatives in ((q, z, extra), (z, q, [])):
@@ -45,7 +47,11 @@ def loop_nce(q: torch.Tensor, z: torch.Tensor, products: list[int], scale: float
                 scale * float(a[i] @ b[j])
                 for j in range(len(q))
                 if j != i and products[j] != products[i]
-            ] + [scale * float(a[i] @ e) for e in negatives]
+            ] + [
+                scale * float(a[i] @ e)
+                for e, product in zip(negatives, shown, strict=False)
+                if product != products[i]
+            ]
             total += math.log(sum(math.exp(o) for o in [own, *others])) - own
     return total / (2 * len(q))
 
@@ -59,6 +65,22 @@ def test_info_nce_equals_loop_and_masks_duplicates(products: list[int], extra: i
     expected = loop_nce(q, z, products, 7.0, [] if negatives is None else negatives)
     assert loss.dtype == torch.float64
     assert float(loss) == pytest.approx(expected, abs=EXACT)
+
+
+@pytest.mark.parametrize("shown", [(-1, -1, -1), (0, 2, -1), (1, 1, 9), (2, 2, 2)])
+@pytest.mark.parametrize("products", [[0, 1, 2, 3, 4], [2, 2, 2, 2, 2]], ids=["distinct", "one"])
+def test_an_extra_of_a_querys_own_product_is_no_negative_of_it(
+    products: list[int], shown: tuple[int, ...]
+) -> None:
+    q, z, extra = (unit(n, 8, seed).requires_grad_() for n, seed in ((5, 1), (5, 2), (3, 3)))
+    loss = info_nce(q, z, torch.tensor(products), torch.tensor(7.0), extra, torch.tensor(shown))
+    loop = loop_nce(q.detach(), z.detach(), products, 7.0, extra.detach(), shown)
+    assert loss.item() == pytest.approx(loop, abs=EXACT)
+    loss.backward()
+    assert extra.grad is not None
+    own = [set(products) == {product} for product in shown]  # of all queries
+    assert (extra.grad.abs().sum(dim=1) == 0).tolist() == own
+    assert all(value.grad.isfinite().all() for value in (q, z))
 
 
 def test_info_nce_of_nothing_is_zero_and_of_one_pair_is_zero() -> None:

@@ -45,6 +45,7 @@ def by_crop(suite: Path) -> dict[bytes, Pair]:
 
 def test_rows_are_the_pairs_of_the_suite(suite, pool):
     pairs = by_crop(suite)
+    numbers = {pair.product_id: pair.product for pair in pairs.values()}
     rows = draw(pool, 148)
     crops, extents = rows.crops()
     targets, target_extents = rows.crops()
@@ -62,12 +63,17 @@ def test_rows_are_the_pairs_of_the_suite(suite, pool):
         scale = np.float64(S / max(picture.size))
         # float32 keeps 24 bits of numbers up to 64
         np.testing.assert_allclose(scenes.boxes[i], np.array(pair.target_box) * scale, rtol=1e-6)
-        others = [np.array(box) * scale for _, box in pair.objects[1:]] or [np.zeros(4)]
-        assert min(np.abs(scenes.other_boxes[i] - box).max() for box in others) < 1e-5
+        others = [
+            (numbers.get(name, -1), np.array(box) * scale) for name, box in pair.objects[1:]
+        ] or [(-1, np.zeros(4))]
+        shown = [n for n, box in others if np.abs(scenes.other_boxes[i] - box).max() < 1e-5]
+        assert scenes.other_products[i] in shown
         target, target_extent = letterbox(load_image(pair.item_image, pair.target_box), Q)
         np.testing.assert_array_equal(targets[i], target)
         np.testing.assert_array_equal(target_extents[i], target_extent)
     assert scenes.boxed.all()
+    assert scenes.other_products.dtype == np.int64
+    assert (scenes.other_products >= 0).sum() > 20
     assert not pool.skipped
 
 

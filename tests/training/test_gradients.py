@@ -35,7 +35,7 @@ def direct(kind: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     trained, source = trainee(), stage(kind)
     batch = source.draw(STEP, slice(0, SIZE))
     encoded = source.encode(trained, batch)
-    whole = Gathered(encoded.embeddings, encoded.present, batch.products)
+    whole = Gathered(encoded.embeddings, encoded.present, batch.products, encoded.shown)
     losses = source.contrast(trained, whole)
     losses |= {name: loss.total / loss.rows for name, loss in encoded.row_losses.items()}
     sum(losses.values()).backward()
@@ -102,10 +102,12 @@ def test_a_loss_of_weight_zero_is_not_computed(name: str, monkeypatch: pytest.Mo
     assert set(losses) == {"nce", "region", "dense", "map", "relation"} - {name}
 
 
-def test_row_that_is_not_finite_is_left_out() -> None:
+@pytest.mark.parametrize("boxed", [True, False])
+def test_row_that_is_not_finite_is_left_out(boxed: bool) -> None:
     """As if the batch had been drawn without it."""
     source, reference = stage("joint"), stage("joint")
-    bad = 4
+    known = reference.draw(STEP, slice(0, SIZE)).scenes.boxed
+    bad = int((known == boxed).nonzero()[0])
     start = source.maker.start
 
     def poisoned(*args: object) -> object:

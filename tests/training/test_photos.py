@@ -76,6 +76,9 @@ def test_any_catalogue_without_product_ids_or_splits(shop: Path) -> None:
     )
     assert pool.cluttered.tolist() == [True, False, True, False, True] + [True] * 5
     assert (pool.other_boxes[5:, 2] > pool.other_boxes[5:, 0]).all()
+    assert pool.other_products[:5].tolist() == [-1] * 5
+    assert set(pool.other_products[5:]) <= {0, 1, 2}
+    assert (pool.other_products[5:] != pool.scene_products[5:]).all()
     rows = pool.draw(3, np.random.default_rng(0))
     assert not np.array_equal(rows.crops()[0], rows.crops()[0])
 
@@ -108,6 +111,27 @@ def test_standard_and_cluttered_layouts_share_products(shop: Path) -> None:
     assert pool.cluttered.tolist() == [False, False, True, False]
     assert pool.scene_boxes[0].tolist() == [0, 0, 60, 40]  # alone: all target
     assert pool.other_boxes[2].tolist() == [30, 0, 60, 20]
+    assert pool.other_products.tolist() == [-1] * 4  # no record of the product x can be used
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_product_beside_the_target_has_its_number_where_it_is_of_the_pool(
+    shop: Path, spoilt: bool
+) -> None:
+    objects = [{"product_id": p, "box": [x, 0, x + 20, 20]} for p, x in (("b", 0), ("c", 30))]
+    items = [
+        item("0", "text.png" if spoilt else "a.png", product_id="a"),  # no picture: not kept
+        item("1", "b.png", product_id="b", target_box=[0, 0, 20, 20], objects=objects),
+        item("2", "c.png", product_id="c", target_box=[0, 0, 20, 20], objects=objects[:1]),
+        item("3", "d.png", product_id="d", objects=[objects[0], {"box": [0, 0, 9, 9]}]),
+    ]
+    (shop / "text.png").write_text("no picture")
+    write(shop, items)
+    pool = photo_pool(shop, "train", 32, 60, crops_per_photo=1, collages=0)
+    others = dict(zip(pool.scene_products.tolist(), pool.other_products.tolist(), strict=True))
+    b, c, d = range(3) if spoilt else range(1, 4)
+    assert (others[b], others[c], others[d]) == (c, -1, -1)
+    assert pool.skipped[photos.NO_PICTURE] == spoilt
 
 
 HOSTILE: dict[str, tuple[Record | str, str]] = {

@@ -30,6 +30,8 @@ def test_rendered_pool_is_the_same_for_any_number_of_workers() -> None:
     assert (one.scene_boxes[:, 2:] > one.scene_boxes[:, :2]).all()
     assert one.cluttered.tolist() == [False, True, True] * 10
     assert (one.other_boxes.any(axis=1) == one.cluttered).all()
+    assert ((one.other_products >= 0) == one.cluttered).all()
+    assert (one.other_products != one.scene_products).all()
     assert all(one.anchors)
 
 
@@ -38,6 +40,9 @@ def test_chunks_cover_all_products_in_order(monkeypatch: pytest.MonkeyPatch) -> 
     pool = rendered_pool(7, 3, 16, 32, views=1, cluttered=1)
     assert pool.crop_products.tolist() == list(range(7))
     assert pool.scene_products.tolist() == [i for i in range(7) for _ in range(2)]
+    for product, other in zip(pool.scene_products[1::2], pool.other_products[1::2], strict=True):
+        chunk = next(c for c in (range(2), range(2, 4), range(4, 7)) if product in c)
+        assert other in chunk
 
 
 def test_one_product_is_alone_in_its_cluttered_picture() -> None:

@@ -36,6 +36,7 @@ def make_pool(products: int = 9, views: int = 3, scenes: int = 2, seed: int = 0)
         scene_products=np.repeat(np.arange(products, dtype=np.int32), scenes),
         scene_boxes=boxes,
         other_boxes=np.where(cluttered[:, None], np.float32([41, 0, 52, 9]), np.float32(0)),
+        other_products=np.where(cluttered, (np.arange(count) // scenes + 1) % products, -1),
         cluttered=cluttered,
         twins=np.array([i + 1 if i % 4 == 0 and i + 1 < products else -1 for i in range(products)]),
         texts=[[f"red mug {i} . kitchen", f"red mug {i}", "mug"] for i in range(products)],

@@ -31,6 +31,8 @@ class Scenes(Crops):
     """Item pictures with boxes (B, 4), target regions and distractor regions (B, N').
 
     The regions are over all item levels, the mask (B, N) is that of the full-size picture.
+    `other_products` (B,) int64 says whose region the distractor's is: an id as in `products`, or
+    -1 where that is not known.
 
     A picture without a distractor has a distractor region of zeros. Where the target's box is
     not known (`boxed` (B,) bool is False) `boxes` is the whole picture, and the region zeros.
@@ -39,6 +41,7 @@ class Scenes(Crops):
     boxes: Tensor
     region: Tensor
     other_region: Tensor
+    other_products: Tensor
     boxed: Tensor
 
 
@@ -172,10 +175,12 @@ class Draw:
     ) -> None:
         self.rows = rows
         self._maker, self._rngs = maker, rngs
-        offsets = maker.offsets
-        ids = [part.products + offset for part, offset in zip(parts, offsets, strict=False)]
+        numbers = [part.products for part in parts]
+        used = [n for n, part in enumerate(numbers) if len(part)] or [0]
+        self._parts = [parts[n] for n in used]
+        self._offsets = [maker.offsets[n] for n in used]
+        ids = [numbers[n] + maker.offsets[n] for n in used]
         self.products = torch.from_numpy(np.concatenate(ids))
-        self._parts = [part for part in parts if len(part.products)] or list(parts[:1])
 
     def crops(self) -> Crops:
         """Another crop of every product at each call."""
@@ -193,6 +198,10 @@ class Draw:
         """Another item picture of every product at each call."""
         config = self._maker.config
         parts = [part.scenes() for part in self._parts]
+        others = [
+            np.where(part.other_products < 0, -1, part.other_products + offset)
+            for part, offset in zip(parts, self._offsets, strict=True)
+        ]
         arrays = SceneArrays(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         patch, grid = config.vision.patch, config.item_side
         extents, boxed = torch.from_numpy(arrays.extents), torch.from_numpy(arrays.boxed)
@@ -205,6 +214,7 @@ class Draw:
             torch.where(boxed[:, None], boxes, whole),
             item_regions(boxes, config) * boxed[:, None],
             item_regions(other_boxes, config),
+            torch.from_numpy(np.concatenate(others)),
             boxed,
         )
 

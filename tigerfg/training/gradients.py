@@ -73,10 +73,14 @@ def _gather(parts: Sequence[Encoded], products: Tensor, size: int, world: World)
     *embeddings, flags = world.gather(packed, size).split(
         [*(column.shape[1] for column in columns), len(names)], dim=1
     )
+    shown = list(parts[0].shown)
+    ids = [products, *(torch.cat([part.shown[name] for part in parts]) for name in shown)]
+    products, *others = world.gather(torch.stack(ids, dim=1), size).unbind(dim=1)
     return Gathered(
         {n: e.contiguous().requires_grad_() for n, e in zip(names, embeddings, strict=True)},
         {name: flags[:, i] > 0 for i, name in enumerate(names)},
-        world.gather(products, size),
+        products,
+        dict(zip(shown, others, strict=True)),
     )
 
 

@@ -63,13 +63,8 @@ class RegionStage:
         more = Crops(batch.more.pixels[half], batch.more.mask[half], batch.products[half])
         pairs = torch.zeros_like(queries).index_copy(0, half, encode_crops(model, more))
         scenes = batch.scenes
-        encoded = region_embeddings(
-            model,
-            model.item_patches(scenes.pixels),
-            scenes.region,
-            scenes.other_region,
-            batch.usable,
-        )
+        patches = model.item_patches(scenes.pixels)
+        encoded = region_embeddings(model, patches, scenes, batch.usable)
         encoded.embeddings.update(queries=queries, pairs=pairs)
         encoded.present.update(queries=batch.usable, pairs=batch.usable & batch.paired)
         return encoded
@@ -144,11 +139,11 @@ class JointStage:
             crops,
             scenes,
             on_device(texts, self.device),
-            self._teach(crops, scenes),
+            self._teach(crops, scenes, usable.to(self.device)),
         )
 
     @torch.no_grad()
-    def _teach(self, crops: Crops, scenes: Scenes) -> Lesson:
+    def _teach(self, crops: Crops, scenes: Scenes, usable: Tensor) -> Lesson:
         config, teacher = self.teacher.config, self.teacher
         patch = config.vision.patch
         grid = config.query_size // patch
@@ -158,7 +153,7 @@ class JointStage:
         queries, items = teacher.encode_region(patches, mask).chunk(2)
         dense = patches[len(queries) :].unflatten(1, (grid, grid))
         region = scenes.region.clone()
-        unboxed = (~scenes.boxed).nonzero()[:, 0]
+        unboxed = (~scenes.boxed & usable).nonzero()[:, 0]
         if len(unboxed) and self.weights.map > 0:
             query = teacher.pool(patches[unboxed], crops.mask[unboxed])
             item = teacher.item_patches(scenes.pixels[unboxed])
@@ -176,7 +171,7 @@ class JointStage:
         if model.config.item_tower == "global" or weights.region == 0:
             encoded = Encoded({}, {})
         else:
-            encoded = region_embeddings(model, patches, scenes.region, scenes.other_region, usable)
+            encoded = region_embeddings(model, patches, scenes, usable)
         encoded.embeddings.update(queries=queries, grounded=item.embedding)
         encoded.present.update(queries=usable, grounded=usable)
         if weights.relation > 0:

@@ -42,6 +42,7 @@ def info_nce(
     products: Tensor,
     logit_scale: Tensor,
     extra_negatives: Tensor | None = None,
+    extra_products: Tensor | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE: pair i is (queries[i], items[i]). It is L_nce and L_region.
 
@@ -60,8 +61,10 @@ def info_nce(
         queries, items: embeddings (B, E) with norm 1.
         products: (B,) int64 product ids.
         logit_scale: scalar, inverse temperature.
-        extra_negatives: (C, E) embeddings that match no query; they only enter the direction
+        extra_negatives: (C, E) embeddings of other things; they only enter the direction
             query -> item.
+        extra_products: (C,) int64, what they show; -1, or None for all of them, where it is no
+            query's product. One of a query's own product is no negative of that query.
 
     Returns:
         The mean loss, a scalar in nats; 0 for an empty batch.
@@ -75,5 +78,9 @@ def info_nce(
     target = torch.arange(len(queries), device=queries.device)
     forward = logits
     if extra_negatives is not None:
-        forward = torch.cat([logits, logit_scale * (queries @ extra_negatives.T)], dim=1)
+        extra = logit_scale * (queries @ extra_negatives.T)  # [B, C]
+        if extra_products is not None:
+            own = products[:, None] == extra_products[None, :]
+            extra = extra.masked_fill(own, float("-inf"))
+        forward = torch.cat([logits, extra], dim=1)
     return 0.5 * (F.cross_entropy(forward, target) + F.cross_entropy(logits.T, target))

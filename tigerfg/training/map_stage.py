@@ -102,7 +102,7 @@ class MapStage:
             batch.patches, batch.mask, texts.token_ids, texts.token_mask
         )
         loss = map_loss(grounding_map, batch.region)
-        return Encoded({}, {}, {"map": row_loss(1.0, loss, batch.region)})
+        return Encoded({}, {}, row_losses={"map": row_loss(1.0, loss, batch.region)})
 
     def contrast(self, trainee: Trainee, batch: Gathered) -> dict[str, Tensor]:
         return {}

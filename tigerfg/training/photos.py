@@ -30,6 +30,7 @@ from tigerfg.training.texts import anchor_words, text_variants
 log = logging.getLogger("tigerfg")
 
 Box = tuple[float, float, float, float]
+_Other = tuple[str, Box]  # the name of a product, and where it is
 
 # Why something was left out: the keys of `Pool.skipped`.
 BAD_RECORD = "record that cannot be read"
@@ -51,21 +52,23 @@ class _Product:
     """What was found of one product, pictures shrunk to what the pool needs.
 
     Attributes:
-        item: the first usable record of it. views: number of pictures taken of it.
+        name: what tells it from others. item: the first usable record of it.
+        views: number of pictures taken of it.
         crops: what random crops are taken of, and the least share of the area.
         spare: target boxes of cluttered pictures; crops where there are no better ones.
         photos, sprites: for collages, RGB and cut out (RGBA).
-        scenes: item pictures with target box (None: unknown) and another product's box, and
+        scenes: item pictures with target box (None: unknown), another product's name and box, and
             whether there may be other products in them.
     """
 
+    name: str
     item: Item
     views: int = 0
     crops: list[tuple[Image.Image, float]] = field(default_factory=list)
     spare: list[tuple[Image.Image, float]] = field(default_factory=list)
     photos: list[Image.Image] = field(default_factory=list)
     sprites: list[Image.Image] = field(default_factory=list)
-    scenes: list[tuple[Image.Image, Box | None, Box | None, bool]] = field(default_factory=list)
+    scenes: list[tuple[Image.Image, Box | None, _Other | None, bool]] = field(default_factory=list)
 
 
 def photo_pool(
@@ -102,20 +105,19 @@ def photo_pool(
     products, skipped = reader.products(), reader.skipped
     rng = np.random.default_rng((seed, 5))
     builder = PoolBuilder(query_size, item_size)
-    kept: list[_Product] = []
-    for product in products:
-        crops = product.crops or product.spare
-        if not crops:
-            skipped[NO_PICTURE] += 1
-            continue
+    kept = [product for product in products if product.crops or product.spare]
+    if len(kept) < len(products):
+        skipped[NO_PICTURE] = len(products) - len(kept)
+    numbers = {product.name: number for number, product in enumerate(kept)}
+    for number, product in enumerate(kept):
         if product.views == 1:
             skipped[ONE_VIEW] += 1
-        for image, box, other, cluttered in product.scenes:
-            builder.scene(len(kept), image, box, other, cluttered=cluttered)
-        for image, smallest in crops:
+        for image, box, beside, cluttered in product.scenes:
+            other = beside and (numbers.get(beside[0], -1), beside[1])
+            builder.scene(number, image, box, other, cluttered=cluttered)
+        for image, smallest in product.crops or product.spare:
             for _ in range(crops_per_photo):
-                builder.crop(len(kept), _random_crop(image, rng, smallest))
-        kept.append(product)
+                builder.crop(number, _random_crop(image, rng, smallest))
     for reason, count in sorted(skipped.items()):
         log.warning("%s: %d × %s", directory, count, reason)
     if not kept:
@@ -168,7 +170,7 @@ class _Reader:
             self.skipped[NO_TEXT] += 1
             return
         name = str(item.extra.get("product_id") or item.item_id)
-        product = self._products.setdefault(name, _Product(item))
+        product = self._products.setdefault(name, _Product(name, item))
         self._product_of.setdefault(item.item_id, product)
         found = self._picture(item.image, item.target_box)
         if found is None:
@@ -232,15 +234,21 @@ class _Reader:
             self.skipped[BAD_BOX] += 1
             return None
 
-    def _other(self, item: Item, image: Image.Image) -> Box | None:
-        """The box of another product of the picture, where the record gives one."""
+    def _other(self, item: Item, image: Image.Image) -> _Other | None:
+        """Another product of the picture, where the record gives its box."""
         objects = item.extra.get("objects")
         stored = stored_picture(item.image)
         if not isinstance(objects, list) or len(objects) < 2 or stored is None:
             return None
         try:
-            return _scaled(check_box(objects[1]["box"], stored.size), stored.size, image.size)
-        except (InputError, KeyError, TypeError):  # a guide to hard negatives, not needed
+            box = _scaled(check_box(objects[1]["box"], stored.size), stored.size, image.size)
+            return str(objects[1].get("product_id")), box
+        except (
+            AttributeError,
+            InputError,
+            KeyError,
+            TypeError,
+        ):  # a guide to hard negatives, not needed
             return None
 
     def _reject(self, rejected: Rejected) -> None:
@@ -260,8 +268,8 @@ def _add_collages(
         chosen = [numbers[k] for k in (target, *distractors.choose(target, rng))]
         sprites = [_sprite(products[i], rng) for i in chosen]
         image, boxes = compose_scene(sprites, rng, builder.item_size, "cluttered")
-        other = boxes[int(rng.integers(1, len(boxes)))]
-        builder.scene(chosen[0], image, boxes[0], other, cluttered=True)
+        other = int(rng.integers(1, len(boxes)))
+        builder.scene(chosen[0], image, boxes[0], (chosen[other], boxes[other]), cluttered=True)
 
 
 def _sprite(product: _Product, rng: np.random.Generator) -> Image.Image:

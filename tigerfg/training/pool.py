@@ -25,6 +25,7 @@ ARRAYS = (
     "scene_products",
     "scene_boxes",
     "other_boxes",
+    "other_products",
     "cluttered",
     "twins",
 )
@@ -42,7 +43,8 @@ class Pool:
         scenes: (M, Si, Si, 3) uint8 item pictures. scene_extents: (M, 2).
         scene_products: (M,) int32, the target. scene_boxes: (M, 4) float32, target box in pixels
             of the letterboxed picture, all zero where it is unknown. other_boxes: (M, 4) box of
-            one other product in the picture, all zero where there is none.
+            one other product in the picture, all zero where there is none. other_products: (M,)
+            int32, which one, -1 where there is none or it is not of the pool.
         cluttered: (M,) bool, whether there are, or may be, other products in the picture.
         twins: (P,) int32, a product that differs in one attribute, or -1.
         texts: for every product its item texts: the first is the full one, the others lack parts.
@@ -59,6 +61,7 @@ class Pool:
     scene_products: np.ndarray
     scene_boxes: np.ndarray
     other_boxes: np.ndarray
+    other_products: np.ndarray
     cluttered: np.ndarray
     twins: np.ndarray
     texts: list[list[str]]
@@ -159,6 +162,7 @@ class PoolRows:
             pool.scene_extents[chosen],
             np.where(boxed[:, None], boxes, np.float32(0)),
             pool.other_boxes[chosen],
+            pool.other_products[chosen].astype(np.int64),
             boxed,
         )
 

@@ -53,15 +53,16 @@ class PoolBuilder:
         product: int,
         image: Image.Image,
         box: Sequence[float] | None,
-        other: Sequence[float] | None = None,
+        other: tuple[int, Sequence[float]] | None = None,
         *,
         cluttered: bool,
     ) -> None:
         """Add an item picture.
 
         Args:
-            box: the target's, checked, in pixels of `image`; None if unknown. other: the box of
-                another product. cluttered: whether there are, or may be, other products.
+            box: the target's, checked, in pixels of `image`; None if unknown.
+            other: number (-1 if it is not of the pool) and box of another product.
+            cluttered: whether there are, or may be, other products.
         """
         pixels, extent = letterbox(image, self.item_size, "bilinear")
         scale = np.array(extent * 2) / (image.size * 2)
@@ -69,7 +70,9 @@ class PoolBuilder:
         self._rows["scene_extents"].append(extent)
         self._rows["scene_products"].append(product)
         self._rows["scene_boxes"].append(np.asarray(box or (0, 0, 0, 0)) * scale)
-        self._rows["other_boxes"].append(np.asarray(other or (0, 0, 0, 0)) * scale)
+        number, other_box = other or (-1, (0, 0, 0, 0))
+        self._rows["other_boxes"].append(np.asarray(other_box) * scale)
+        self._rows["other_products"].append(number)
         self._rows["cluttered"].append(cluttered)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -84,6 +87,7 @@ class PoolBuilder:
             "scene_products": np.asarray(rows["scene_products"], np.int32),
             "scene_boxes": np.asarray(rows["scene_boxes"], np.float32).reshape(-1, 4),
             "other_boxes": np.asarray(rows["other_boxes"], np.float32).reshape(-1, 4),
+            "other_products": np.asarray(rows["other_products"], np.int32),
             "cluttered": np.asarray(rows["cluttered"], np.bool_),
         }
 
@@ -174,6 +178,7 @@ def _render_chunk(
     products = _products(n, seed)[chunk.start : chunk.stop]
     distractors = Distractors.of(products)
     builder = PoolBuilder(*sizes)
+    numbers = {product.product_id: i for i, product in zip(chunk, products, strict=True)}
 
     @cache
     def posed(product: Product, size: int, pose: int) -> Image.Image:
@@ -194,7 +199,7 @@ def _render_chunk(
             others = [products[j] for j in distractors.choose(k, rng)]
             view = int(rng.integers(1 << 31))
             scene = render_item(products[k], "cluttered", others, view, sizes[1], cutout)
-            rest = [box for _, box in scene.objects[1:]]
+            rest = [(numbers[product_id], box) for product_id, box in scene.objects[1:]]
             other = rest[int(rng.integers(len(rest)))] if rest else None
             builder.scene(i, scene.image, scene.target_box, other, cluttered=True)
     return builder.arrays()

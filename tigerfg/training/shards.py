@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,15 +29,18 @@ _OPEN_SHARDS = 32  # files, each with half a megabyte of footer in memory
 
 @dataclass(frozen=True)
 class _Row:
-    """A pair as pictures of the network's size; boxes in pixels of ``scene``, None if unknown."""
+    """A pair as pictures of the network's size; boxes in pixels of ``scene``, None if unknown.
+
+    ``others`` are the other products of the picture: number, -1 if unknown, and box.
+    """
 
     pair: Pair
     crop: np.ndarray
     crop_extent: tuple[int, int]
     scene: np.ndarray
     scene_extent: tuple[int, int]
-    scale: float
     box: tuple[float, float, float, float] | None
+    others: list[tuple[int, np.ndarray]]
 
 
 class ShardPool:
@@ -85,6 +89,7 @@ class ShardPool:
         self._lengths = np.concatenate([_lengths(shard["rows"]) for shard in manifest.shards])
         self._bad: set[tuple[int, int | None]] = set()  # (row group, row, or None for all of it)
         self._file = lru_cache(maxsize=_OPEN_SHARDS)(self._open)
+        self._numbers = lru_cache(maxsize=_OPEN_SHARDS)(self._read_numbers)
 
     def draw(self, count: int, rng: np.random.Generator) -> ShardRows:
         """`count` rows of random row groups, each begun at a random row; deterministic by `rng`."""
@@ -116,7 +121,7 @@ class ShardPool:
             if at not in tables and not self._read_group(at, tables):
                 continue
             try:
-                return self._decode(tables[at][place[1]])
+                return self._decode(tables[at][place[1]], self._numbers(self._shard(at)))
             except InputError as error:
                 self._skip(place, str(error))
         raise InputError(f"{self._directory}: none of its rows can be used: build the suite again")
@@ -124,7 +129,7 @@ class ShardPool:
     def _read_group(self, group: int, tables: dict[int, list[dict[str, Any]]]) -> bool:
         from pyarrow import ArrowException
 
-        shard = int(np.searchsorted(self._starts, group, side="right")) - 1
+        shard = self._shard(group)
         try:
             table = self._file(shard).read_row_group(group - int(self._starts[shard]))
             if len(table) != self._lengths[group] or not table.schema.equals(pair_schema()):
@@ -137,6 +142,21 @@ class ShardPool:
             return False
         return True
 
+    def _shard(self, group: int) -> int:
+        return int(np.searchsorted(self._starts, group, side="right")) - 1
+
+    def _read_numbers(self, shard: int) -> dict[str, int]:
+        """Product id -> number of the shard's products, which are what its pictures show."""
+        from pyarrow import ArrowException
+
+        file, numbers = self._file(shard), {}
+        for group in range(file.num_row_groups):
+            with suppress(ArrowException, OSError, UnicodeDecodeError):  # told when it is drawn
+                table = file.read_row_group(group, columns=["product_id", "product"])
+                columns = (table[name].to_pylist() for name in ("product_id", "product"))
+                numbers.update(zip(*columns, strict=True))
+        return {name: n for name, n in numbers.items() if 0 <= n < self.products}
+
     def _open(self, shard: int) -> Any:
         from pyarrow import parquet
 
@@ -146,7 +166,7 @@ class ShardPool:
         self._bad.add(place)
         self.skipped[reason] += 1
 
-    def _decode(self, values: dict[str, Any]) -> _Row:
+    def _decode(self, values: dict[str, Any], numbers: dict[str, int]) -> _Row:
         """A row of the table; InputError with the reason, the same for all rows of its kind."""
         try:
             pair = Pair.from_row(values)
@@ -172,7 +192,8 @@ class ShardPool:
             box = None
         else:
             box = (x0 * scale, y0 * scale, x1 * scale, y1 * scale)
-        return _Row(pair, crop, crop_extent, scene, scene_extent, scale, box)
+        others = [(numbers.get(p, -1), np.multiply(b, scale)) for p, b in pair.objects[1:]]
+        return _Row(pair, crop, crop_extent, scene, scene_extent, box, others)
 
 
 class ShardRows:
@@ -212,14 +233,15 @@ class ShardRows:
         rows = self._rows
         others = []
         for row, seed in zip(rows, self._seeds, strict=True):
-            rest = [box for _, box in row.pair.objects[1:]]
+            rest = row.others or [(-1, np.zeros(4))]
             pick = int(np.random.default_rng((int(seed), 1)).integers(1 << 30)) + call
-            others.append(np.multiply(rest[pick % len(rest)], row.scale) if rest else (0,) * 4)
+            others.append(rest[pick % len(rest)])
         return SceneArrays(
             _pictures([row.scene for row in rows], self._pool._sizes[1]),
             _numbers([row.scene_extent for row in rows], 2),
             _numbers([row.box or (0,) * 4 for row in rows], 4),
-            _numbers(others, 4),
+            _numbers([box for _, box in others], 4),
+            np.array([number for number, _ in others], np.int64),
             np.array([row.box is not None for row in rows], bool),
         )
 

@@ -23,6 +23,8 @@ class SceneArrays(NamedTuple):
         boxes: (B, 4) float32 x0, y0, x1, y1 of the target in pixels of `pictures`, inside the
             extent; zeros where it is not known.
         other_boxes: (B, 4) float32, one other product of the picture; zeros where there is none.
+        other_products: (B,) int64, the number in the source of the product in `other_boxes`; -1
+            where there is none, or nobody said which it is.
         boxed: (B,) bool, whether `boxes` is known: finite and with an area.
     """
 
@@ -30,6 +32,7 @@ class SceneArrays(NamedTuple):
     extents: np.ndarray
     boxes: np.ndarray
     other_boxes: np.ndarray
+    other_products: np.ndarray
     boxed: np.ndarray
 
 

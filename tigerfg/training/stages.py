@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tigerfg.model.towers import TigerFG
-from tigerfg.training.batches import BatchMaker, Crops
+from tigerfg.training.batches import BatchMaker, Crops, Scenes
 from tigerfg.training.distillation import known_rows
 from tigerfg.training.losses import info_nce
 
@@ -51,11 +51,14 @@ class Encoded:
     Attributes:
         embeddings: name -> (B, E), one line a row.
         present: name -> (B,) bool, which lines of it mean something.
+        shown: name -> (B,) int64 product ids, where an embedding is not of the row's own product;
+            -1 for an unknown one.
         row_losses: name -> sum of a weighted loss over the rows, and their number.
     """
 
     embeddings: dict[str, Tensor]
     present: dict[str, Tensor]
+    shown: dict[str, Tensor] = field(default_factory=dict)
     row_losses: dict[str, RowLoss] = field(default_factory=dict)
 
 
@@ -66,6 +69,7 @@ class Gathered:
     embeddings: dict[str, Tensor]
     present: dict[str, Tensor]
     products: Tensor
+    shown: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, *names: str) -> tuple[Tensor, ...]:
         """These embeddings and the products, of the rows in which all of them are present."""
@@ -77,8 +81,11 @@ class Gathered:
     ) -> Tensor:
         """`info_nce` of two embeddings, with a third one as negatives."""
         q, i, products = self.rows(queries, items)
-        extra = None if negatives is None else self.rows(negatives)[0]
-        return info_nce(q, i, products, scale, extra)
+        if negatives is None:
+            return info_nce(q, i, products, scale)
+        there = self.present[negatives]
+        extra, shown = self.embeddings[negatives][there], self.shown[negatives][there]
+        return info_nce(q, i, products, scale, extra, shown)
 
 
 class TrainingStage(Protocol):
@@ -139,17 +146,16 @@ def encode_crops(model: TigerFG, crops: Crops) -> Tensor:
     return model.encode_query(crops.pixels, crops.mask)
 
 
-def region_embeddings(
-    model: TigerFG, patches: Tensor, region: Tensor, other: Tensor, usable: Tensor
-) -> Encoded:
+def region_embeddings(model: TigerFG, patches: Tensor, scenes: Scenes, usable: Tensor) -> Encoded:
     """What L_region compares with the queries: items pooled with their true region, others.
 
-    The other product of a picture is a hard negative.
+    The other product of a picture is a hard negative of all queries but its own.
 
     Args:
-        patches: (B, N, D). region, other: (B, N) soft regions, zeros where there is none.
+        patches: (B, N, D) of the pictures. scenes: with regions, zeros where there is none.
         usable: (B,) bool.
     """
+    region, other = scenes.region, scenes.other_region
     return Encoded(
         {
             "items": model.encode_region(patches, region),
@@ -159,6 +165,7 @@ def region_embeddings(
             "items": usable & known_rows(region),
             "others": usable & known_rows(other),
         },
+        {"others": scenes.other_products},
     )
 
 
