@@ -25,7 +25,7 @@ from tigerfg.training.optimizer import layer_rates, make_optimizer, set_rate
 from tigerfg.training.pool import Pool
 from tigerfg.training.precision import cast_encoders, resolve
 from tigerfg.training.stages import Trainee
-from tigerfg.training.state import STATE, load_progress
+from tigerfg.training.state import STATE, load_progress, load_state
 from tigerfg.training.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -181,9 +181,9 @@ def test_damaged_state_is_an_input_error(out: Path) -> None:
 
 def test_state_of_another_model_is_an_input_error(out: Path) -> None:
     train(config(out, stages=STAGES[:1]), show_progress=False)
-    other = dataclasses.replace(MODEL, embedding_dim=64)
+    other = Trainee(TigerFG(dataclasses.replace(MODEL, embedding_dim=64)))
     with pytest.raises(InputError, match="another model"):
-        train(config(out, model=other, stages=STAGES[:1]), resume=True, show_progress=False)
+        load_state(out / STATE, other, make_optimizer(other, STAGES[0]), None)
 
 
 def test_joint_stage_alone_needs_a_teacher(out: Path) -> None:

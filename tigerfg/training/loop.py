@@ -23,6 +23,7 @@ from tigerfg.training.journal import Journal, log, progress_bar
 from tigerfg.training.map_stage import MapStage
 from tigerfg.training.optimizer import Optimizer, make_optimizer, set_rate
 from tigerfg.training.precision import cast_encoders, resolve
+from tigerfg.training.recipe import check_recipe, recipe_of
 from tigerfg.training.stages import CropStage, Trainee, TrainingStage
 from tigerfg.training.state import STATE, Progress, load_progress, load_state, save_state
 from tigerfg.training.teacher import Teacher
@@ -43,13 +44,16 @@ def train(config: TrainConfig, resume: bool = False, show_progress: bool = True)
         resume: go on from the state in `out`; without it `out` must hold no state.
 
     Raises:
-        InputError: `out` already has a state and resume is off, or there is nothing to resume.
+        InputError: `out` already has a state and resume is off, or there is nothing to resume, or
+            it is of another recipe.
         TigerfgError: a loss or gradient is not finite; the last state is untouched.
     """
     file = Path(config.out) / STATE
     if resume != file.exists():
         wrong = "holds no state to resume" if resume else "already has a run; add --resume"
         raise InputError(f"out: {config.out} {wrong}")
+    if resume:
+        check_recipe(load_progress(file).recipe, recipe_of(config))
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(config.threads or max(1, cores))
     Path(config.out).mkdir(parents=True, exist_ok=True)
@@ -75,7 +79,8 @@ class _Run:
         self.out = Path(config.out)
         self.state = self.out / STATE
         self.inputs = Inputs(config, world)
-        self.progress = Progress(precision=resolve(config.precision, world.device))
+        precision = resolve(config.precision, world.device)
+        self.progress = Progress(recipe_of(config), precision=precision)
 
     def resume(self, file: Path) -> None:
         """Take up the progress of a saved state."""

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -24,11 +25,13 @@ class Progress:
     """Where training stands.
 
     Attributes:
+        recipe: what defines the run, see `recipe_of`.
         stage, step: the stage in progress and the steps of it already done.
         seconds: of training, all stages. precision: what the encoders run in.
         log_bytes: length of the log. skipped: what data could not be used, reason -> count.
     """
 
+    recipe: dict[str, Any]
     stage: int = 0
     step: int = 0
     seconds: float = 0.0

@@ -1,0 +1,89 @@
+"""A run is resumed as what it was, and a field that differs is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+from safetensors.torch import save_file
+from tiny_run import MODEL, STAGES, config
+
+from tigerfg.errors import InputError
+from tigerfg.training import loop
+from tigerfg.training.config import LossWeights
+from tigerfg.training.loop import train
+from tigerfg.training.recipe import check_recipe, recipe_of
+from tigerfg.training.state import STATE, load_progress
+
+DEEPER = dataclasses.replace(MODEL.vision, depth=3)
+OTHER = {
+    "model.vision.depth": {"model": dataclasses.replace(MODEL, vision=DEEPER)},
+    "stages.1.lr": {"stages": (STAGES[0], dataclasses.replace(STAGES[1], lr=0.5), *STAGES[2:])},
+    "stages.3.backbone_rate": {"stages": STAGES[:3]},
+    "weights.map": {"weights": LossWeights(map=0.0, relation=0.7)},
+    "seed": {"seed": 1},
+    "products": {"products": 7},
+    "product_seed": {"product_seed": 7},
+    "photos": {"photos": Path("shop")},
+    "photos_split": {"photos_split": "val"},
+    "photo_share": {"photo_share": 0.5},
+    "shards": {"shards": Path("data/suite")},
+    "init": {"init": Path("checkpoint")},
+    "pretrained": {"pretrained": True},
+    "teacher": {"teacher": "ema"},
+    "teacher_decay": {"teacher_decay": 0.5},
+    "layer_decay": {"layer_decay": 0.5},
+}
+SAME: dict[str, Any] = {
+    "out": Path("moved"),
+    "threads": 2,
+    "micro_batch": 3,
+    "save_seconds": 9.0,
+    "validate_every": 7,
+    "rank_timeout": 5.0,
+}
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_the_field_that_differs_is_named(field: str) -> None:
+    saved = json.loads(json.dumps(recipe_of(config(Path("run")))))
+    check_recipe(saved, recipe_of(config(Path("run"))))
+    with pytest.raises(InputError, match=rf"resume: {field} is .*, and was .* when the run began"):
+        check_recipe(saved, recipe_of(config(Path("run"), **OTHER[field])))
+
+
+def test_what_does_not_define_the_run_may_change() -> None:
+    there, here = Path("there/shop"), Path("here/shop")
+    check_recipe(
+        recipe_of(config(Path("run"), photos=there, init=there, shards=there)),
+        recipe_of(config(**SAME, photos=here, init=here, shards=here)),
+    )
+
+
+def test_resume_with_another_recipe_is_refused_before_anything_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_run.write_pools(tmp_path)
+    train(config(tmp_path, stages=STAGES[:1]), show_progress=False)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    monkeypatch.setattr(loop, "_Run", None)
+    longer = (dataclasses.replace(STAGES[0], steps=9),)
+    wider = dataclasses.replace(MODEL, embedding_dim=64)
+    for wrong, change in (
+        ("stages.0.steps is 9, and was 4", {"stages": longer}),
+        ("model.embedding_dim is 64, and was 32", {"model": wider}),
+    ):
+        with pytest.raises(InputError, match=wrong):
+            train(config(tmp_path, **{"stages": STAGES[:1], **change}), True, show_progress=False)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert load_progress(tmp_path / STATE).recipe == recipe_of(config(tmp_path, stages=STAGES[:1]))
+
+
+def test_a_state_without_recipe_is_none(tmp_path: Path) -> None:
+    save_file({}, tmp_path / STATE, {"progress": '{"stage": 1, "step": 2}'})
+    with pytest.raises(InputError, match=r"holds no training state .*recipe"):
+        train(config(tmp_path), resume=True, show_progress=False)

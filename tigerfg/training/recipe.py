@@ -1,0 +1,67 @@
+"""What defines a training run, as JSON in its state: a run is resumed as what it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from tigerfg.errors import InputError
+from tigerfg.training.config import TrainConfig
+
+FIELDS = (
+    "model",
+    "stages",
+    "weights",
+    "seed",
+    "products",
+    "product_seed",
+    "photos",
+    "photos_split",
+    "photo_share",
+    "shards",
+    "init",
+    "pretrained",
+    "teacher",
+    "teacher_decay",
+    "layer_decay",
+)
+
+
+def recipe_of(config: TrainConfig) -> dict[str, Any]:
+    """What a run's result depends on, but for precision, as JSON holds it.
+
+    Of directories it is the name: a run may be moved together with its data.
+    """
+    values = dataclasses.asdict(config)
+    return json.loads(json.dumps({name: values[name] for name in FIELDS}, default=_name))
+
+
+def check_recipe(saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Compare a saved run's recipe with that of the run that is to go on.
+
+    Raises:
+        InputError: they differ; it names the first field that does.
+    """
+    before, now = _flat("", saved), _flat("", asked)
+    for field in sorted(before | now):
+        was, given = before.get(field, "absent"), now.get(field, "absent")
+        if was != given:
+            raise InputError(
+                f"resume: {field} is {given}, and was {was} when the run began; resume it as it "
+                "was, or start another in a new directory"
+            )
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    """Nested dicts and lists as dotted names: {"stages.0.lr": 0.002, ...}."""
+    if not isinstance(value, (dict, list)) or not value:
+        return {name: value}
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    dot = f"{name}." if name else ""
+    return {k: v for key, part in parts for k, v in _flat(f"{dot}{key}", part).items()}
