@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tigerfg.training.config import LossWeights
 from tigerfg.training.journal import LOG
 
 if TYPE_CHECKING:
-    from tigerfg.training.config import TrainConfig
+    from tigerfg.training.config import Stage, TrainConfig
     from tigerfg.training.state import Progress
 
 HELD_OUT = 512  # rendered products for validation, at most
@@ -37,6 +39,7 @@ item picture with text are embedded in one {dim}-dimensional space.
 ## How
 
 {stages}
+{losses}
 {minutes:.0f} minutes on {machine}, making the training pictures not counted. Encoders in
 {precision}, everything after them in float32.{machinery}
 Full log: `{log}` beside this card.
@@ -86,9 +89,10 @@ def write_card(config: TrainConfig, progress: Progress, ranks: int) -> None:
         "held_out": min(config.products, HELD_OUT),
         **_data(config, progress),
         "stages": "".join(
-            f"- {s.kind}: {s.steps} steps of {s.batch}, learning rate {s.lr:g}\n"
+            f"- {s.kind}: {s.steps} steps of {s.batch}, {_rates(config, s)}\n"
             for s in config.stages
         ),
+        "losses": _losses(config),
         "minutes": progress.seconds / 60,
         "precision": progress.precision,
         "machine": _machine(config, ranks),
@@ -127,6 +131,25 @@ def _data(config: TrainConfig, progress: Progress) -> dict[str, str]:
     counts = ", ".join(f"{reason}: {n}" for reason, n in sorted(progress.skipped.items()))
     skipped = f"Left out because they cannot be used: {counts or 'none'}."
     return {"rendered": rendered, "photos": photos, "start": start, "skipped": skipped}
+
+
+def _rates(config: TrainConfig, stage: Stage) -> str:
+    """The optimisers of a stage with their learning rates, see `make_optimizer`."""
+    told, rate = f"AdamW with learning rate {stage.lr:g}", stage.backbone_rate
+    if stage.kind == "map":  # which leaves the backbone as it is
+        return told
+    if rate != 1.0:
+        told += f" ({stage.lr * rate:g} in the backbone)"
+    if config.model.vision.type == "conv":
+        told = f"Muon with {stage.matrix_lr * rate:g} for the backbone's matrices, else {told}"
+    return told
+
+
+def _losses(config: TrainConfig) -> str:
+    """The weights of the joint stages' losses that are not the usual ones."""
+    usual, given = asdict(LossWeights()), asdict(config.weights)
+    other = [f"{k} {v:g} (not {usual[k]:g})" for k, v in given.items() if v != usual[k]]
+    return f"Loss weights: {', '.join(other) or 'the usual ones'}."
 
 
 def _machine(config: TrainConfig, ranks: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from tigerfg.errors import InputError
 from tigerfg.training.config import Stage
 
 log = logging.getLogger("tigerfg")
@@ -26,6 +27,9 @@ class Journal:
         out: the run's directory. stages: the recipe; TensorBoard counts steps over all of it.
         log_bytes: what a resumed run keeps of the log: the rest tells of steps done again.
         position: stage and step at which this process begins.
+
+    Raises:
+        InputError: the log is shorter than `log_bytes`.
     """
 
     def __init__(
@@ -34,6 +38,11 @@ class Journal:
         self.file = out / LOG
         self.first_steps = [sum(s.steps for s in stages[:n]) for n in range(len(stages))]
         self.file.touch()
+        if self.log_bytes < log_bytes:  # to truncate it would fill it up with zeros
+            raise InputError(
+                f"resume: {self.file} has {self.log_bytes} bytes, and had {log_bytes} when the "
+                "state was saved; put the whole log back"
+            )
         with open(self.file, "rb+") as opened:
             opened.truncate(log_bytes)
         self._events = _event_writer(out / EVENTS, self.first_steps[position[0]] + position[1])

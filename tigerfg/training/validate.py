@@ -9,7 +9,7 @@ from torch import Tensor
 from tigerfg.model.towers import TigerFG
 from tigerfg.text import TextTokenizer
 from tigerfg.training.pool import Pool
-from tigerfg.training.regions import box_regions, extent_masks, extent_pixels, item_regions
+from tigerfg.training.regions import extent_masks, extent_pixels, item_regions
 
 AT_ONCE = 128  # pictures
 
@@ -19,6 +19,17 @@ def _pixels(pictures: Tensor, extents: Tensor, model: TigerFG) -> Tensor:
     x = pictures.permute(0, 3, 1, 2).float() / 255.0
     mean, std = (x.new_tensor(v)[:, None, None] for v in (model.config.mean, model.config.std))
     return (x - mean) / std * extent_pixels(extents, x.shape[-1])
+
+
+def points_inside(peak: Tensor, boxes: Tensor, grid: int, patch: int) -> Tensor:
+    """Whether the centres of patches lie in boxes: (B,) bool.
+
+    Args:
+        peak: (B,) int64, a patch of each picture. boxes: (B, 4) in pixels of the network's input.
+        grid: patches a side. patch: pixels a patch.
+    """
+    centre = (torch.stack([peak % grid, peak // grid], dim=1) + 0.5) * patch  # x, y
+    return ((boxes[:, :2] <= centre) & (centre <= boxes[:, 2:])).all(dim=1)
 
 
 @torch.no_grad()
@@ -31,7 +42,8 @@ def validate(model: TigerFG, pool: Pool, tokenizer: TextTokenizer) -> dict[str, 
 
     Returns:
         For standard and cluttered pictures: `r1` (item tower), `bound` (true region as map),
-        `whole` (all patches pooled), and `pointing` (map's peak in the target box).
+        `whole` (all patches pooled), and `pointing` (centre of the map's strongest patch in the
+        target box, as `tigerfg.benchmark.metrics.points_inside`).
     """
     patch, device = model.config.vision.patch, model.gate_text.device
     q_grid, grid = model.config.query_size // patch, model.config.item_size // patch
@@ -66,8 +78,7 @@ def validate(model: TigerFG, pool: Pool, tokenizer: TextTokenizer) -> dict[str, 
             embeddings["bound"].append(model.encode_region(patches, region))
             embeddings["whole"].append(model.encode_region(patches, model.item_mask(mask)))
             peak = model.fold_map(item.grounding_map).argmax(dim=1)
-            inside = box_regions(boxes, grid, patch)
-            hits.append(inside.gather(1, peak[:, None])[:, 0] > 0)
+            hits.append(points_inside(peak, boxes, grid, patch))
         targets = there(pool.scene_products[index]).long()
         for name, parts in embeddings.items():
             best = targets[(queries @ torch.cat(parts).T).argmax(dim=1)]
