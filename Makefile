@@ -44,10 +44,12 @@ gpu:  ## on a machine with a GPU and its own torch: tests, compute-sanitizer, be
 
 PHOTOS ?= ../shared/data/grocery
 SEEDS ?= 0 1 2
+REAL ?=
 claim: $(VENV)/.dev  ## the paper's claim: method, ablations, baselines, three seeds (hours; resumable)
 	$(BIN)/tigerfg suite runs/suite --pairs 0 --eval 5000 --seed 7
-	$(BIN)/python bench/claim.py --suite runs/suite --out runs/claim --photos $(PHOTOS) \
-		--seeds $(SEEDS) --results $(RESULTS_DIR)/claim
+	$(BIN)/python bench/claim.py --suite runs/suite --out runs/claim --seeds $(SEEDS) \
+		$(if $(wildcard $(PHOTOS)),--photos $(PHOTOS)) $(if $(REAL),--real $(REAL)) \
+		--results $(RESULTS_DIR)/claim
 
 bundle: $(VENV)/.dev  ## train the shipped tiny model from nothing and export it (40 minutes)
 	$(BIN)/tigerfg train --preset tiny --data $(PHOTOS) --out runs/tiny

@@ -138,7 +138,7 @@ def _conditions(files: Sequence[Content]) -> list[str]:
         f"{settings['products']} rendered products"
         f"{f' and the photos {photos}' if photos else ''} to train on; "
         f"evaluated in {one['rows'][0]['precision']}; {', '.join(cpus)}, "
-        f"{', '.join(threads)} threads; trained at commit {', '.join(commits)}.",
+        f"threads: {', '.join(threads)}; trained at commit {', '.join(commits)}.",
         "",
         f"Towers: {_stages(settings['towers'])}, "
         f"{_mean(content['seconds']['towers'] for content in files)} s. "
