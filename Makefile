@@ -51,7 +51,7 @@ claim: $(VENV)/.dev  ## the paper's claim: method, ablations, baselines, three s
 		$(if $(wildcard $(PHOTOS)),--photos $(PHOTOS)) $(if $(REAL),--real $(REAL)) \
 		--results $(RESULTS_DIR)/claim
 
-bundle: $(VENV)/.dev  ## train the shipped tiny model from nothing and export it (40 minutes)
+bundle: $(VENV)/.dev  ## train the shipped tiny model from nothing and export it (an hour)
 	$(BIN)/tigerfg train --preset tiny --data $(PHOTOS) --out runs/tiny
 	$(BIN)/tigerfg-export --ckpt runs/tiny/checkpoint --out tigerfg/bundles/tiny --engine none
 
