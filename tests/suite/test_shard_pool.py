@@ -173,6 +173,7 @@ def test_bad_rows_are_replaced_and_counted(suite, tmp_path):
     rows = draw(pool, 148)
     scenes = rows.scenes()
     assert (~scenes.boxed).sum() == 2
+    assert set(scenes.other_products) <= set(range(-1, pool.products))
     assert not scenes.boxes[~scenes.boxed].any()
     first, second = rows.crops(), rows.crops()  # without a box the crop itself is the second one
     np.testing.assert_array_equal(first[0][~scenes.boxed], second[0][~scenes.boxed])

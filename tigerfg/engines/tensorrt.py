@@ -132,9 +132,7 @@ class TensorRtRunner:
         names = OUTPUTS[self._tower]
         outputs = {name: np.concatenate([part[name] for part in parts]) for name in names}
         if self._levels > 1:
-            outputs["grounding_map"] = fold_map(
-                outputs["grounding_map"], self._side, self._levels
-            )
+            outputs["grounding_map"] = fold_map(outputs["grounding_map"], self._side, self._levels)
         return outputs
 
     def close(self) -> None:

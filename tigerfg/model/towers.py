@@ -171,7 +171,7 @@ class TigerFG(nn.Module):
         return torch.cat(self._level_masks(patch_mask), dim=1)
 
     def fold_map(self, grounding_map: Tensor) -> Tensor:
-        """A map over all item levels (B, N') -> over the patches of the full-size picture (B, N)."""
+        """A map over all item levels (B, N') -> over the full-size picture's patches (B, N)."""
         return fold_map(grounding_map, self.config.item_side, self.config.item_levels)
 
     def _level_masks(self, patch_mask: Tensor) -> list[Tensor]:
