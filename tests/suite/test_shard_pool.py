@@ -173,7 +173,6 @@ def test_bad_rows_are_replaced_and_counted(suite, tmp_path):
     rows = draw(pool, 148)
     scenes = rows.scenes()
     assert (~scenes.boxed).sum() == 2
-    assert set(scenes.other_products) <= set(range(-1, pool.products))
     assert not scenes.boxes[~scenes.boxed].any()
     first, second = rows.crops(), rows.crops()  # without a box the crop itself is the second one
     np.testing.assert_array_equal(first[0][~scenes.boxed], second[0][~scenes.boxed])
@@ -213,6 +212,17 @@ def test_damaged_shards_are_counted_and_passed_over(suite, tmp_path, damage):
     else:
         reason = "row group: its shard is missing, damaged or of another schema"
         assert pool.skipped == {reason: 1}
+
+
+def test_a_product_of_a_wrong_number_is_unknown_beside_others(suite, tmp_path):
+    pairs = pairs_of(suite)[:64]
+    beside = next(pair.objects[1][0] for pair in pairs if len(pair.objects) > 1)
+    wrong = {i: {"product": 99} for i, pair in enumerate(pairs) if pair.product_id == beside}
+    pool = damaged(suite, tmp_path / "suite", wrong)
+    rows = pool.read(np.stack([np.zeros(64, int), np.arange(64)], axis=1))
+    numbers = {n for row in rows if row.pair.pair_id < "p00001" for n, _ in row.others}
+    assert -1 in numbers
+    assert 99 not in numbers
 
 
 def test_a_suite_without_usable_rows_is_an_error(suite, tmp_path):

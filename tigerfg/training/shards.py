@@ -48,8 +48,7 @@ class ShardPool:
 
     A draw takes whole row groups in random order, so a batch is few contiguous reads, products of
     a batch differ as far as they do in the row groups, and near-twins stay side by side. Memory
-    does not grow with the suite: one batch, and the footers
-    and product ids of a few files.
+    does not grow with the suite: one batch, and the footers and product ids of a few files.
 
     A row that cannot be used is replaced by the same row of the next row group and counted in
     ``skipped``, once, by its reason; so is a row group or a shard that cannot be read.
@@ -156,7 +155,7 @@ class ShardPool:
                 table = file.read_row_group(group, columns=["product_id", "product"])
                 columns = (table[name].to_pylist() for name in ("product_id", "product"))
                 numbers.update(zip(*columns, strict=True))
-        return {name: n for name, n in numbers.items()}
+        return {name: n for name, n in numbers.items() if 0 <= n < self.products}
 
     def _open(self, shard: int) -> Any:
         from pyarrow import parquet
