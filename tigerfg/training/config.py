@@ -85,6 +85,8 @@ class TrainConfig:
             less memory and give the same gradient for a second forward pass.
         teacher: of the joint stage: "frozen", or "ema": it follows the trained weights with
             `teacher_decay` a step.
+        map_cache_gib: memory for the features that a map stage keeps, which says how many pictures
+            it learns from: 6,000 of `tiny` (0.6) were learnt by heart in 200 steps.
         layer_decay: every block of an encoder learns this much slower than the one above it.
         save_seconds: how often the state is saved. validate_every: steps between validations.
         rank_timeout: seconds after which a distributed run gives a silent rank up.
@@ -108,6 +110,7 @@ class TrainConfig:
     micro_batch: int | None = None
     teacher: Literal["frozen", "ema"] = "frozen"
     teacher_decay: float = 0.99
+    map_cache_gib: float = 2.0
     layer_decay: float = 1.0
     save_seconds: float = 120.0
     validate_every: int = 100
@@ -126,6 +129,8 @@ class TrainConfig:
                 )
         if self.micro_batch is not None and self.micro_batch < 1:
             raise InputError(f"micro_batch: {self.micro_batch}; give at least 1 row")
+        if not self.map_cache_gib > 0.0:
+            raise InputError(f"map_cache_gib: {self.map_cache_gib}; give more than 0")
         if not 0.0 < self.layer_decay <= 1.0:
             raise InputError(f"layer_decay: {self.layer_decay}; give a number in (0, 1]")
         if not 0.0 <= self.teacher_decay < 1.0:

@@ -29,7 +29,6 @@ from tigerfg.training.state import STATE, Progress, load_progress, load_state, s
 from tigerfg.training.teacher import Teacher
 from tigerfg.training.validate import validate
 
-CACHE_BYTES = 2 << 30  # features that the map stage keeps, at most
 CLIP = 1.0  # largest norm of the gradient
 LOG_EVERY = 10  # steps
 
@@ -173,11 +172,10 @@ class _Run:
         if stage.kind == "regions":
             return RegionStage(maker, seed, stage.batch, device)
         if stage.kind == "map":
-            model = self.config.model  # fewer pictures are learnt by heart: 6,000 in 200 steps
-            rows = min(
-                CACHE_BYTES // (2 * model.item_patches * model.vision.width),
-                stage.steps * stage.batch,
-            )
+            model = self.config.model
+            picture = 2 * model.item_patches * model.vision.width  # bytes, in float16
+            kept = int(self.config.map_cache_gib * 2**30) // picture
+            rows = max(1, min(kept, stage.steps * stage.batch))
             return MapStage(self.trainee.model, maker, seed, rows, stage.batch, self.world)
         assert teacher is not None
         return JointStage(maker, seed, stage.batch, device, teacher.model, self.config.weights)

@@ -25,6 +25,7 @@ FIELDS = (
     "pretrained",
     "teacher",
     "teacher_decay",
+    "map_cache_gib",
     "layer_decay",
 )
 
