@@ -59,7 +59,7 @@ def gpu_bundle(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         manifest["towers"][tower] = {"fp32": record(folder / f"{tower}.onnx")}
     manifest["gpu"] = {
         "profiles": [[1, 1, 1]],
-        "workspace": None,
+        "workspace": None, "item_levels": 1,
         "graphs": {t: {"fp16": {"tower": record(folder / f"{t}.fp16.onnx")}} for t in TOWERS},
         "shape": {
             "width": 40, "heads": 5, "queries_per_head": 2, "embedding_dim": 32, "pool": "mean",
