@@ -11,6 +11,11 @@ from __future__ import annotations
 import numpy as np
 
 
+def level_sides(side: int, levels: int) -> list[int]:
+    """Patches a side at every level, finest first; `side`: at full size."""
+    return [side >> level for level in range(levels)]
+
+
 def level_mask(patch_mask: np.ndarray, levels: int) -> np.ndarray:
     """Masks of all levels: bool (B, N) of the full size -> bool (B, N + N/4 + ...), contiguous.
 
@@ -31,8 +36,8 @@ def fold_map(grounding_map: np.ndarray, side: int, levels: int) -> np.ndarray:
     """
     batch, start = len(grounding_map), 0
     folded = np.zeros((batch, side, side), grounding_map.dtype)
-    for level in range(levels):
-        n, scale = side >> level, 1 << level
+    for n in level_sides(side, levels):
+        scale = side // n
         part = grounding_map[:, start : start + n * n].reshape(batch, n, n)
         folded += part.repeat(scale, axis=1).repeat(scale, axis=2) / scale**2
         start += n * n

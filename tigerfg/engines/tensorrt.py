@@ -81,7 +81,7 @@ class TensorRtRunner:
             cut = _cut(part, tower, precision, cuda.sm, fused_tail)
             # our kernels see all item levels, callers those of the full-size picture
             self._levels = part.item_levels if (tower, cut) == ("item", "backbone") else 1
-            self._side = round(shapes.patches(tower) ** 0.5)
+            self._side = shapes.sides[tower] // shapes.patch
             tail = None
             if cut == "backbone":
                 tail = Tail(cuda, part, precision, tower)
@@ -129,8 +129,10 @@ class TensorRtRunner:
                 parts.append(slot.run(self._range(len(rows["pixels"])), rows))
         finally:
             self._slots.put(slot)
-        names = OUTPUTS[self._tower]
-        outputs = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        outputs = parts[0]
+        if len(parts) > 1:
+            names = OUTPUTS[self._tower]
+            outputs = {name: np.concatenate([part[name] for part in parts]) for name in names}
         if self._levels > 1:
             outputs["grounding_map"] = fold_map(outputs["grounding_map"], self._side, self._levels)
         return outputs

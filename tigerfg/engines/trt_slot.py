@@ -20,6 +20,7 @@ from tigerfg.engines.tail import Tail
 from tigerfg.engines.tail_plan import ELEMENTS
 from tigerfg.engines.trt_engine import BatchRange, LoadedEngine, Tensor
 from tigerfg.errors import EngineError
+from tigerfg.levels import level_sides
 
 ALIGN = 256  # bytes; TensorRT and the kernels ask for less
 _TRT_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
@@ -41,7 +42,8 @@ class Tensors(NamedTuple):
         """
         side, patches = shapes.sides[tower], shapes.patches(tower)
         if (tower, cut) == ("item", "backbone"):
-            patches = sum(patches >> 2 * level for level in range(part.item_levels))
+            fine = side // shapes.patch
+            patches = sum(n * n for n in level_sides(fine, part.item_levels))
         low, width = _TRT_TYPES[ELEMENTS[precision]], part.shape.width
         queries = part.shape.heads * part.shape.queries_per_head
         every = {

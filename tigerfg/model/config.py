@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tigerfg.errors import InputError
 from tigerfg.images import Preprocessing
+from tigerfg.levels import level_sides
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -122,6 +123,11 @@ class ModelConfig:
             )
 
     @property
+    def query_side(self) -> int:
+        """Patches a side of the query picture."""
+        return self.query_size // self.vision.patch
+
+    @property
     def item_side(self) -> int:
         """Patches a side of the item picture at its full size."""
         return self.item_size // self.vision.patch
@@ -129,7 +135,7 @@ class ModelConfig:
     @property
     def item_patches(self) -> int:
         """Patches of the item picture at all its levels."""
-        return sum((self.item_side >> level) ** 2 for level in range(self.item_levels))
+        return sum(side**2 for side in level_sides(self.item_side, self.item_levels))
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tigerfg.levels import level_sides
+
 
 def level_patches(backbone: Callable[[Tensor], Tensor], pixels: Tensor, levels: int) -> Tensor:
     """pixels (B, 3, S, S) -> patch features of all levels (B, N + N/4 + ..., D), finest first."""
@@ -31,7 +33,7 @@ def fold_map(grounding_map: Tensor, side: int, levels: int) -> Tensor:
     """
     if levels == 1:
         return grounding_map
-    sides = [side >> level for level in range(levels)]
+    sides = level_sides(side, levels)
     parts = grounding_map.split([n * n for n in sides], dim=1)
     folded = parts[0].unflatten(1, (side, side))
     for n, part in zip(sides[1:], parts[1:], strict=True):

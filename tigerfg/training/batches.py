@@ -190,7 +190,7 @@ class Draw:
         patch = config.vision.patch
         return Crops(
             augment(pictures, extents, config, self._rngs, erase=0.3),
-            extent_masks(torch.from_numpy(extents), config.query_size // patch, patch),
+            extent_masks(torch.from_numpy(extents), config.query_side, patch),
             self.products,
         )
 

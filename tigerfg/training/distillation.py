@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tigerfg.errors import InputError
+from tigerfg.levels import level_sides
 from tigerfg.training.losses import in_full_precision
 
 # Below it a share of the map has no gradient. Far above the smallest float32 (1e-38), so that the
@@ -106,10 +107,9 @@ def dense_loss(
     """
     finest = sum(0.25**level for level in range(levels))
     side = math.isqrt(round(patches.shape[1] / finest))
-    sides = [side >> level for level in range(levels)]
     sampled = [
-        _sample(teacher_map, teacher_extents, boxes / (1 << level), grid, patch)
-        for level, grid in enumerate(sides)
+        _sample(teacher_map, teacher_extents, boxes / (side // grid), grid, patch)
+        for grid in level_sides(side, levels)
     ]
     distance = 1.0 - F.cosine_similarity(patches, torch.cat(sampled, dim=1), dim=-1, eps=1e-6)
     return _mean_of_known((distance * region).sum(dim=1), region)

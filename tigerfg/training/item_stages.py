@@ -146,7 +146,7 @@ class JointStage:
     def _teach(self, crops: Crops, scenes: Scenes, usable: Tensor) -> Lesson:
         config, teacher = self.teacher.config, self.teacher
         patch = config.vision.patch
-        grid = config.query_size // patch
+        grid = config.query_side
         targets, extents = crop_boxes(scenes.pixels, scenes.boxes, config.query_size)
         patches = teacher.vision(torch.cat([crops.pixels, targets]))
         mask = torch.cat([crops.mask, extent_masks(extents, grid, patch)])

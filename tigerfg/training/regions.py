@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tigerfg.levels import level_sides
 from tigerfg.model.config import ModelConfig
 
 LEVEL_SHARPNESS = 0.35  # in natural logarithms of a scale
@@ -45,12 +46,13 @@ def item_regions(boxes: Tensor, config: ModelConfig) -> Tensor:
     """
     patch, side = config.vision.patch, config.item_side
     longest = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1).nan_to_num(0.0).clamp(min=1.0)
-    scales = [1 << level for level in range(config.item_levels)]
+    sides = level_sides(side, config.item_levels)
+    scales = [side // grid for grid in sides]
     misfit = torch.stack([(longest / (n * config.query_size)).log().abs() for n in scales], dim=1)
     shares = (-misfit / LEVEL_SHARPNESS).softmax(dim=1)
     regions = [
-        shares[:, level, None] * box_regions(boxes / n, side // n, patch)
-        for level, n in enumerate(scales)
+        shares[:, level, None] * box_regions(boxes / n, grid, patch)
+        for level, (n, grid) in enumerate(zip(scales, sides, strict=True))
     ]
     return torch.cat(regions, dim=1)
 

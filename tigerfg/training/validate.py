@@ -46,7 +46,7 @@ def validate(model: TigerFG, pool: Pool, tokenizer: TextTokenizer) -> dict[str, 
         target box, as `tigerfg.benchmark.metrics.points_inside`).
     """
     patch, device = model.config.vision.patch, model.gate_text.device
-    q_grid, grid = model.config.query_size // patch, model.config.item_size // patch
+    q_grid, grid = model.config.query_side, model.config.item_side
 
     def there(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(array)).to(device)
