@@ -35,12 +35,11 @@ TOWERS = (
     Stage("crops", 160, 256, 2e-3),
     Stage("regions", 320, 128, 1.5e-3, matrix_lr=0.06),
 )
-MAP = Stage("map", 300, 256, 1e-3)
-JOINT = Stage("joint", 60, 128, 1e-3, backbone_rate=0.5, matrix_lr=0.04)
-MAP_CACHE_GIB = 0.6  # 6,000 pictures of `tiny`
-# Who has no map stage gets so many joint steps more as it takes: it took 366 s, a joint step 4.4
-# to 5.3 s (`tiny`, one thread), which is 70 to 83 steps. The seconds that every variant's training
-# took are in its result.
+MAP = Stage("map", 200, 256, 1e-3, matrix_lr=0.03)
+JOINT = Stage("joint", 100, 128, 1e-3, backbone_rate=0.5, matrix_lr=0.04)
+MAP_CACHE_GIB = 1.2  # 12,000 pictures of `tiny`
+# Who has no map stage gets so many joint steps more as it takes: some 350 s, a joint step 4.4 s
+# (`tiny`, one thread). The seconds that every variant's training took are in its result.
 MAP_IN_JOINT_STEPS = 80
 
 

@@ -103,16 +103,16 @@ def test_two_ranks_train_like_one_process(one_rank: Path, two_ranks: Path) -> No
 
 @pytest.mark.slow
 def test_two_ranks_train_the_weights_of_one_process(tmp_path: Path, pools: Path) -> None:
-    """With a transformer, which AdamW trains: the weights after every stage too.
+    """With AdamW alone, which orthogonalises nothing: the weights after every stage too.
 
-    AdamW divides a gradient by its own size, so a weight whose gradient is all rounding error
+    It divides a gradient by its own size, so a weight whose gradient is all rounding error
     moves by a random part of the learning rate: of the way that all weights went, less than a
     few thousandths may differ.
     """
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    one = finished(fresh(tmp_path / "one", pools), 1, "hf")
-    two = finished(fresh(tmp_path / "two", pools), 2, "hf")
+    one = finished(fresh(tmp_path / "one", pools), 1, "hf-adamw")
+    two = finished(fresh(tmp_path / "two", pools), 2, "hf-adamw")
     assert_same_losses(two, one)
     torch.manual_seed(0)
     start = start_model(tiny_run.config(one, model=tiny_run.TRANSFORMER)).state_dict()

@@ -15,7 +15,7 @@ from tiny_run import MODEL, STAGES, config
 from torch import Tensor, nn
 
 from tigerfg.errors import InputError, TigerfgError
-from tigerfg.model import load_checkpoint
+from tigerfg.model import ModelConfig, load_checkpoint
 from tigerfg.model.towers import TigerFG
 from tigerfg.training import loop
 from tigerfg.training.config import LossWeights, Stage
@@ -384,6 +384,22 @@ def test_layers_learn_slower_the_deeper_they_lie(model: object) -> None:
             assert "norm" in name
             expected = 1.0
         assert rate == expected, name
+
+
+@pytest.mark.parametrize("model", [MODEL, tiny_run.TRANSFORMER], ids=["conv", "dinov3"])
+def test_muon_takes_the_matrices_that_start_from_random_numbers(model: ModelConfig) -> None:
+    trainee, stage = Trainee(TigerFG(model)), Stage("joint", 9, 8, 1e-3, backbone_rate=0.5)
+    names = {parameter: name for name, parameter in trainee.named_parameters()}
+    taken = {}
+    for group in make_optimizer(trainee, stage).param_groups:
+        for parameter in group["params"] if "ns_steps" in group else ():
+            taken[names[parameter].removeprefix("model.")] = group["base"]
+    text = ("qkv", "out", "up", "down")
+    expected = {f"text.blocks.0.{name}.weight": 0.07 for name in text}
+    expected |= {f"grounding.{name}.weight": 0.07 for name in ("project_text", "w_q", "w_k")}
+    if model is MODEL:
+        expected |= {f"vision.blocks.{n}.{m}.weight": 0.035 for n in (0, 1) for m in ("up", "down")}
+    assert taken == expected
 
 
 def test_every_rate_warms_up_and_falls_to_two_percent() -> None:

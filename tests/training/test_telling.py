@@ -59,13 +59,17 @@ def test_card_tells_optimisers_and_unusual_weights() -> None:
     conv, transformer = config(Path("run")), config(Path("run"), model=TRANSFORMER)
     joint = Stage("joint", 1, 1, 1e-3, backbone_rate=0.5, matrix_lr=0.04)
     assert _rates(conv, Stage("crops", 1, 1, 2e-3)) == (
-        "Muon with 0.07 for the backbone's matrices, else AdamW with learning rate 0.002"
+        "learning rates: Muon 0.07 for matrices, AdamW 0.002 for the rest"
     )
     assert _rates(conv, joint) == (
-        "Muon with 0.02 for the backbone's matrices, else AdamW with learning rate 0.001 "
-        "(0.0005 in the backbone)"
+        "learning rates: Muon 0.04 (0.02 in the backbone) for matrices, "
+        "AdamW 0.001 (0.0005 in the backbone) for the rest"
     )
-    assert _rates(transformer, joint) == ("AdamW with learning rate 0.001 (0.0005 in the backbone)")
-    assert _rates(conv, Stage("map", 1, 1, 1e-3, 0.5)) == "AdamW with learning rate 0.001"
+    assert _rates(transformer, joint) == (
+        "learning rates: Muon 0.04 for matrices, AdamW 0.001 (0.0005 in the backbone) for the rest"
+    )
+    assert _rates(conv, Stage("map", 1, 1, 1e-3, 0.5)) == (
+        "learning rates: Muon 0.07 for matrices, AdamW 0.001 for the rest"
+    )
     assert _losses(conv) == "Loss weights: relation 0.7 (not 0.5)."
     assert _losses(config(Path("run"), weights=LossWeights())) == "Loss weights: the usual ones."

@@ -1,7 +1,8 @@
 """A training run of seconds: random pictures in the pools, a model of a few thousand weights.
 
 As a program it trains, and kills itself or stops where it is told to:
-`python tiny_run.py OUT MODEL RESUME WHAT [RANK STAGE STEP]`, WHAT: go | die | hang.
+`python tiny_run.py OUT MODEL RESUME WHAT [RANK STAGE STEP]`, MODEL: conv | hf-adamw (without Muon),
+WHAT: go | die | hang.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tigerfg.model.config import GroundingConfig, ModelConfig, TextConfig, VisionConfig
-from tigerfg.training import loop
+from tigerfg.training import loop, optimizer
 from tigerfg.training.config import LossWeights, Stage, TrainConfig
 from tigerfg.training.inputs import pool_names
 from tigerfg.training.pool import Pool
@@ -127,7 +128,9 @@ def main() -> None:
     if what != "go":
         interrupt_at(what, int(where[0]), where[1], int(where[2]), Path(out) / "marker")
     (Path(out) / f"pid-{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))
-    settings = config(Path(out), model={"conv": MODEL, "hf": TRANSFORMER}[model])
+    if model == "hf-adamw":
+        optimizer.takes_muon = lambda *_: False
+    settings = config(Path(out), model={"conv": MODEL, "hf-adamw": TRANSFORMER}[model])
     loop.train(settings, resume == "resume", show_progress=False)
 
 

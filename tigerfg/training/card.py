@@ -135,14 +135,14 @@ def _data(config: TrainConfig, progress: Progress) -> dict[str, str]:
 
 def _rates(config: TrainConfig, stage: Stage) -> str:
     """The optimisers of a stage with their learning rates, see `make_optimizer`."""
-    told, rate = f"AdamW with learning rate {stage.lr:g}", stage.backbone_rate
-    if stage.kind == "map":  # which leaves the backbone as it is
-        return told
-    if rate != 1.0:
-        told += f" ({stage.lr * rate:g} in the backbone)"
-    if config.model.vision.type == "conv":
-        told = f"Muon with {stage.matrix_lr * rate:g} for the backbone's matrices, else {told}"
-    return told
+    rate = stage.backbone_rate
+    slower = stage.kind != "map" and rate != 1.0  # stage map leaves the backbone as it is
+    muon, adamw = f"{stage.matrix_lr:g}", f"{stage.lr:g}"
+    if slower and config.model.vision.type == "conv":
+        muon += f" ({stage.matrix_lr * rate:g} in the backbone)"
+    if slower:
+        adamw += f" ({stage.lr * rate:g} in the backbone)"
+    return f"learning rates: Muon {muon} for matrices, AdamW {adamw} for the rest"
 
 
 def _losses(config: TrainConfig) -> str:

