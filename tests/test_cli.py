@@ -473,3 +473,20 @@ def test_control_codes_of_a_catalogue_stay_out_of_the_table(shop):
     assert "red" in result.stdout
     assert not CONTROL.search(result.stdout)
     assert "\x9b" not in result.stdout
+
+
+def test_snapshot_and_verify(shop: Path) -> None:
+    assert run("index", "--items", "items.jsonl").exit_code == 0
+    result = run("snapshot", "copy")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "copy holds 8 items\n"
+    assert_one_line(run("snapshot", "copy"), 1, "neither new nor empty")
+    assert_one_line(run("snapshot", "new", "--catalog", "nowhere"), 1, "is no catalogue")
+    result = run("verify", "--catalog", "copy", "--sample", 5)
+    assert result.exit_code == 0, result.output
+    assert "copy: 8 items, no problem; 5 encoded again, least cosine 1.0000" in result.stdout
+    index = shop / "copy" / "flat.index"
+    index.write_bytes(index.read_bytes()[:-3])
+    result = run("verify", "--catalog", "copy", "--sample", 0)
+    assert_one_line(result, 1, "problem: flat.index", "rebuilds")
+    assert "1 problem" in result.stdout

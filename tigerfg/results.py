@@ -87,3 +87,28 @@ class AddReport:
         parts += [f"{self.unchanged} unchanged"] if self.unchanged else []
         parts += [f"{len(self.rejected)} rejected"] if self.rejected else []
         return f"{', '.join(parts)} in {self.seconds:.1f} s ({self.images_per_second:.0f}/s)"
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `Searcher.verify` found.
+
+    Attributes:
+        items: stored items. compared: of the sample, how many were encoded again.
+        least_cosine: lowest cosine of a stored vector with the new one; None if none was compared.
+        skipped: why others of the sample could not be compared, reason -> count.
+        problems: one line each; empty when all is well.
+        seconds: the whole took.
+    """
+
+    items: int
+    compared: int
+    least_cosine: float | None
+    skipped: dict[str, int]
+    problems: list[str]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.problems

@@ -18,14 +18,16 @@ from tigerfg.errors import BundleError, CatalogError, InputError
 from tigerfg.images import ImageSource
 from tigerfg.index.collection import Collection, check_search
 from tigerfg.index.database import is_catalog
+from tigerfg.index.snapshot import copy_catalog
 from tigerfg.ingest import OnProgress, ingest
 from tigerfg.records import Item, Rejected
-from tigerfg.results import AddReport, Hit, SearcherInfo
+from tigerfg.results import AddReport, Hit, SearcherInfo, VerifyReport
+from tigerfg.verify import verify
 
 if TYPE_CHECKING:
     from tigerfg.engines import Engine
 
-__all__ = ["AddReport", "Hit", "Searcher", "SearcherInfo"]
+__all__ = ["AddReport", "Hit", "Searcher", "SearcherInfo", "VerifyReport"]
 
 Box = Sequence[float]
 Where = Mapping[str, Any]
@@ -284,6 +286,37 @@ class Searcher:
     def flush(self) -> None:
         """Write the index file, so that the next start is quick; items are safe without it."""
         self._collection.flush()
+
+    def snapshot(self, path: str | os.PathLike) -> Path:
+        """Copy the catalogue, at one state of it, to a new or empty directory; returns that.
+
+        Searches and writes, of this process and others, go on meanwhile; a write that returned
+        before the call is in the copy. The copy is opened like any catalogue.
+
+        Raises:
+            CatalogError: the directory is neither new nor empty, or cannot be written: nothing of
+                the copy stays.
+        """
+        self._collection.require_open()
+        target = Path(path).absolute()
+        copy_catalog(self._collection.path, target)
+        return target
+
+    def verify(self, sample: int = 64, seed: int = 0) -> VerifyReport:
+        """Look for damage: the store, the index file, and vectors against re-encoded pictures.
+
+        Args:
+            sample: how many items are encoded again, at random; 0 for none, and no model is loaded.
+            seed: of the sample.
+
+        Raises:
+            InputError: sample is negative. Damage is reported, never raised.
+        """
+        if not isinstance(sample, int) or sample < 0:
+            raise InputError(f"sample {sample!r} must be a whole number, at least 0")
+        self._collection.require_open()
+        encoder = self._get_encoder() if sample and len(self) else None
+        return verify(self._collection.path, encoder, sample, seed)
 
     def close(self) -> None:
         """Close the catalogue; a second call does nothing."""

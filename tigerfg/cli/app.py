@@ -17,6 +17,8 @@ COMMANDS = {
     "demo": "tigerfg.cli.demo",
     "index": "tigerfg.cli.index",
     "search": "tigerfg.cli.search",
+    "snapshot": "tigerfg.cli.snapshot",
+    "verify": "tigerfg.cli.verify",
     "eval": "tigerfg.cli.evaluate",
     "render": "tigerfg.cli.render",
     "suite": "tigerfg.cli.suite",

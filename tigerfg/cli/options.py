@@ -12,6 +12,10 @@ Catalog = Annotated[Path, typer.Option("--catalog", help="The catalogue director
 Model = Annotated[
     str, typer.Option("--model", help="Model bundle: a directory, or the name of a shipped one.")
 ]
+MovedModel = Annotated[
+    str | None,
+    typer.Option("--model", help="Bundle, where it is no longer where the catalogue says."),
+]
 Engine = Annotated[
     str, typer.Option("--engine", help="auto, tensorrt, tensorrt-rtx, onnx, openvino or torch.")
 ]

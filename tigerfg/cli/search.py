@@ -35,10 +35,7 @@ def command(
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Bundle, where it is no longer where the catalogue says."),
-    ] = None,
+    model: options.MovedModel = None,
 ) -> None:
     """Find the catalogue items that a photo shows."""
     crop, condition = options.parse_box(box), options.parse_where(where)

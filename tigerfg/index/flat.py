@@ -26,6 +26,7 @@ INDEX_FILE = "flat.index"
 _TRAILER = struct.Struct("<8s16sQQI")  # magic, catalogue id, write number, faiss bytes, their CRC
 _MAGIC = b"tigerfg1"
 _BLOCK = 1 << 20
+BAD_CHECKSUM = "its checksum is wrong"
 
 logger = logging.getLogger("tigerfg")
 
@@ -136,7 +137,7 @@ class FlatIndex:
             with open(self._path, "rb") as file:
                 number, length, crc = _trailer(file, self._store)
                 if _crc32(file, length) != crc:
-                    raise ValueError("its checksum is wrong")
+                    raise ValueError(BAD_CHECKSUM)
             return self._faiss.read_index(str(self._path)), number
         except FileNotFoundError:
             pass
@@ -154,6 +155,21 @@ def index_file_is_stale(store: Store) -> bool:
     except (OSError, ValueError):
         saved = 0
     return store.number - saved > len(store) // 20
+
+
+def check_index_file(store: Store) -> list[str]:
+    """What is wrong with the index file: one line, or none; a missing file is not wrong."""
+    path = store.path / INDEX_FILE
+    try:
+        with open(path, "rb") as file:
+            _, length, crc = _trailer(file, store)
+            if _crc32(file, length) != crc:
+                raise ValueError(BAD_CHECKSUM)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        return [f"{INDEX_FILE}: {error}; the next start rebuilds it from the store"]
+    return []
 
 
 def _trailer(file: BinaryIO, store: Store) -> tuple[int, int, int]:

@@ -49,6 +49,14 @@ class Row(NamedTuple):
     grounding_map: np.ndarray  # float32 (rows, columns)
 
 
+class Sampled(NamedTuple):
+    """One stored item with what was computed of it: ``vector`` float32 (E,)."""
+
+    document: dict[str, Any]
+    content_hash: bytes
+    vector: np.ndarray
+
+
 class Store:
     """Open with `Store.create` or `Store.open`. Not thread-safe: the caller holds a lock.
 
@@ -204,6 +212,28 @@ class Store:
             ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
             vectors = np.frombuffer(b"".join(row[1] for row in rows), "<f2")
             yield ids, vectors.astype(np.float32).reshape(len(ids), self.meta.embedding_dim)
+
+    def sample(self, count: int, seed: int) -> list[Sampled]:
+        """At most ``count`` different items at random, in the order of storing."""
+        with self._reading("sample items"):
+            ids = np.fromiter(
+                (row[0] for row in self._db.execute("SELECT id FROM items")), np.int64
+            )
+            rng = np.random.default_rng(seed)
+            chosen = np.sort(rng.choice(ids, min(count, len(ids)), replace=False)).tolist()
+            rows = [
+                row
+                for chunk in _chunks(chosen)
+                for row in self._db.execute(
+                    "SELECT document, content_hash, vector FROM items "
+                    f"JOIN encodings USING (id) WHERE id IN ({_marks(chunk)}) ORDER BY id",
+                    chunk,
+                )
+            ]
+        return [
+            Sampled(json.loads(document), digest, np.frombuffer(vector, "<f2").astype(np.float32))
+            for document, digest, vector in rows
+        ]
 
     def check(self) -> list[str]:
         """Look for damage: one line each, an empty list when all is well."""

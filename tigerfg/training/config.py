@@ -42,7 +42,9 @@ RECIPE = (
     Stage("regions", 320, 128, 1.5e-3, matrix_lr=0.06),
     Stage("map", 200, 256, 1e-3, matrix_lr=0.03),
     Stage("joint", 200, 128, 1e-3, backbone_rate=0.5, matrix_lr=0.04),
-    Stage("map", 200, 256, 1e-3, matrix_lr=0.03),  # again, on the features that the joint stage left
+    Stage(
+        "map", 200, 256, 1e-3, matrix_lr=0.03
+    ),  # again, on the features that the joint stage left
     Stage("joint", 160, 128, 1e-3, backbone_rate=0.5, matrix_lr=0.04),
 )
 

@@ -52,16 +52,20 @@ class MapStage:
     ) -> None:
         self.maker, self.seed, self.size, self.device = maker, seed, size, world.device
         self.skipped: Counter[str] = Counter()
+        self.lines: list[list[str]] = []
         batch = min(rows, ENCODED_AT_ONCE)
-        parts, self.lines = [], []
-        for step in range(-(-rows // batch)):
+        batches = -(-rows // batch)
+        cache: list[Tensor] = []  # made once: parts and their concatenation would need it twice
+        for step in range(batches):
             *columns, lines = self._encode(model, step, batch, world)
             boxed = known_rows(columns[-1])
-            parts.append([column[boxed] for column in columns])
+            cache = cache or [c.new_empty(batches * batch, *c.shape[1:]) for c in columns]
+            kept = slice(len(self.lines), len(self.lines) + int(boxed.sum()))
+            for column, part in zip(cache, columns, strict=True):
+                column[kept] = part[boxed]
             self.lines += [line for line, known in zip(lines, boxed.tolist(), strict=True) if known]
-        self.products, self.features, self.masks, self.regions = (
-            torch.cat(column) for column in zip(*parts, strict=True)
-        )
+        kept = slice(len(self.lines))
+        self.products, self.features, self.masks, self.regions = (column[kept] for column in cache)
         if not self.lines:
             raise InputError("stages: no training picture has a box; leave the map stage out")
 

@@ -1,0 +1,66 @@
+"""A consistent copy of a catalogue while others search it and write to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tigerfg.errors import CatalogError
+from tigerfg.index.database import STORE_FILE, explained, fsync_directory, open_database
+from tigerfg.index.flat import INDEX_FILE
+
+
+def copy_catalog(source: Path, target: Path) -> None:
+    """Copy the catalogue in one directory, at one state of it, to a new or empty directory.
+
+    The store is copied by SQLite's online backup in one read transaction, so writers and searches
+    go on meanwhile. The index file goes with it if there is one; it is taken first, so that it is
+    never newer than the store. The copy appears whole or not at all, and is a catalogue of its own.
+
+    Raises:
+        CatalogError: the target is neither new nor empty, or cannot be written; or the source
+            cannot be read. Nothing of the copy stays.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CatalogError(f"{target} is neither new nor empty: name another directory")
+    try:
+        with (
+            contextlib.closing(open_database(source, read_only=True)[0]) as db,
+            _staged(target) as staged,
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(source / INDEX_FILE, staged / INDEX_FILE)
+                _fsync(staged / INDEX_FILE)
+            with (
+                explained(target, f"write a snapshot of {source}"),
+                contextlib.closing(sqlite3.connect(staged / STORE_FILE)) as copy,
+            ):
+                db.backup(copy)
+            _fsync(staged / STORE_FILE)
+            fsync_directory(staged)
+            os.replace(staged, target)  # an empty directory there is replaced
+            fsync_directory(target.parent)
+    except OSError as error:
+        raise CatalogError(
+            f"cannot write a snapshot to {target}: {error.strerror or error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A directory beside the target that is gone afterwards, unless it was moved."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
+        staged = Path(folder) / target.name
+        staged.mkdir()
+        yield staged
+
+
+def _fsync(file: Path) -> None:
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())

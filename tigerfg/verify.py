@@ -1,0 +1,85 @@
+"""Is a catalogue what it should be? Its store, its index file, its vectors against the pictures."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tigerfg.errors import CatalogError, InputError
+from tigerfg.index.flat import check_index_file
+from tigerfg.index.store import Sampled, Store
+from tigerfg.ingest import Prepared, prepare
+from tigerfg.records import Item
+from tigerfg.results import VerifyReport
+
+if TYPE_CHECKING:
+    from tigerfg.encoder import Encoder
+
+# Engines and precisions of one bundle agree to .996 or better (its parity report), fp16 storage
+# costs 1e-6; another picture of the same product is further away than this.
+LEAST_COSINE = 0.99
+SHOWN = 5  # items that a problem names
+
+NO_FILE = "stored without a path"
+GONE = "picture changed since, or gone"
+UNUSABLE = "picture that cannot be encoded now"
+
+
+def verify(path: Path, encoder: Encoder | None, sample: int, seed: int) -> VerifyReport:
+    """See `Searcher.verify`; reads through a connection of its own, beside searches and writes.
+
+    Args:
+        path: the catalogue's directory. encoder: None to leave the pictures alone.
+    """
+    started = time.perf_counter()
+    problems: list[str] = []
+    items, chosen = 0, []
+    try:
+        store = Store.open(path, read_only=True)
+        try:
+            items = len(store)
+            problems += store.check()
+            problems += check_index_file(store)
+            chosen = store.sample(sample, seed) if encoder is not None else []
+        finally:
+            store.close()
+    except CatalogError as error:
+        problems.append(str(error))
+    skipped: Counter[str] = Counter()
+    cosines = _cosines(chosen, encoder, skipped) if encoder is not None else {}
+    far = sorted((cosine, item_id) for item_id, cosine in cosines.items() if cosine < LEAST_COSINE)
+    if far:
+        named = ", ".join(f"{item_id!r} ({cosine:.3f})" for cosine, item_id in far[:SHOWN])
+        problems.append(
+            f"{len(far)} of {len(cosines)} stored vectors are not what their pictures give now "
+            f"(cosine below {LEAST_COSINE}): {named}; upsert them again"
+        )
+    least = min(cosines.values(), default=None)
+    seconds = time.perf_counter() - started
+    return VerifyReport(items, len(cosines), least, dict(skipped), problems, seconds)
+
+
+def _cosines(chosen: list[Sampled], encoder: Encoder, skipped: Counter[str]) -> dict[str, float]:
+    """Cosine of stored and new vector by item id, of those whose picture is as it was."""
+    same: list[tuple[Item, np.ndarray]] = []
+    for document, content_hash, vector in chosen:
+        if not document.get("image"):
+            skipped[NO_FILE] += 1
+            continue
+        again = prepare(document)
+        if isinstance(again, Prepared) and again.content_hash == content_hash:
+            same.append((again.item, vector))
+        else:
+            skipped[GONE] += 1
+    found = {}
+    encoded = encoder.encode_items([item for item, _ in same])
+    for (item, vector), result in zip(same, encoded, strict=True):
+        if isinstance(result, InputError):
+            skipped[UNUSABLE] += 1
+        else:
+            found[item.item_id] = float(vector @ result.embedding / np.linalg.norm(vector))
+    return found
