@@ -39,7 +39,8 @@ class SearcherInfo:
     """What `Searcher.info` tells.
 
     Attributes:
-        catalog_id, model, fingerprint, embedding_dim, created: see `StoreMeta`.
+        catalog_id, model, fingerprint, embedding_dim, created, index, target_recall,
+            memory_budget: see `StoreMeta`.
         engine: name, precision and device; None until the first picture is encoded.
         size_bytes: of all files in the catalogue's directory.
     """
@@ -51,6 +52,9 @@ class SearcherInfo:
     fingerprint: str
     embedding_dim: int
     created: str
+    index: str
+    target_recall: float
+    memory_budget: int | None
     engine: str | None
     read_only: bool
     size_bytes: int

@@ -18,6 +18,8 @@ from tigerfg.errors import BundleError, CatalogError, InputError
 from tigerfg.images import ImageSource
 from tigerfg.index.collection import Collection, check_search
 from tigerfg.index.database import is_catalog
+from tigerfg.index.keeper import IndexStats
+from tigerfg.index.plan import IndexSettings
 from tigerfg.index.snapshot import copy_catalog
 from tigerfg.ingest import OnProgress, ingest
 from tigerfg.records import Item, Rejected
@@ -70,6 +72,9 @@ class Searcher:
         precision: str = "auto",
         threads: int | None = None,
         exist_ok: bool = False,
+        index: str = "auto",
+        target_recall: float = 0.95,
+        memory_budget: int | None = None,
     ) -> Searcher:
         """Make an empty catalogue in a new or empty directory and open it for writing.
 
@@ -79,6 +84,8 @@ class Searcher:
             engine, precision, threads: as `tigerfg.engines.open_engine` takes them, or an engine
                 that is open already (the caller closes it).
             exist_ok: open a catalogue that is there already instead of raising.
+            index, target_recall, memory_budget: how it is searched, see
+                `tigerfg.index.plan.IndexSettings`: "auto" is exact for small catalogues.
 
         Raises:
             CatalogError: the directory is neither new nor empty, or cannot be written.
@@ -86,12 +93,14 @@ class Searcher:
         """
         if exist_ok and is_catalog(path):
             return cls.open(path, model, engine=engine, precision=precision, threads=threads)
+        settings = IndexSettings(index, target_recall, memory_budget)
         bundle = _bundle(model)
         collection = Collection.create(
             path,
             model=_model_name(model, bundle),
             fingerprint=bundle.fingerprint,
             embedding_dim=bundle.embedding_dim,
+            settings=settings,
         )
         return cls(collection, bundle, engine, precision, threads)
 
@@ -286,6 +295,18 @@ class Searcher:
     def flush(self) -> None:
         """Write the index file, so that the next start is quick; items are safe without it."""
         self._collection.flush()
+
+    def optimize(self) -> IndexStats:
+        """Build the index that the catalogue's settings ask for now; see `Collection.optimize`.
+
+        It is built by itself in the background when the catalogue has grown or changed enough, and
+        when it is closed; call this after a large `add` to search fast at once.
+        """
+        return self._collection.optimize()
+
+    def stats(self) -> IndexStats:
+        """What answers searches: exact or which index, and the recall and speed measured for it."""
+        return self._collection.stats()
 
     def snapshot(self, path: str | os.PathLike) -> Path:
         """Copy the catalogue, at one state of it, to a new or empty directory; returns that.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tigerfg.errors import CatalogError, InputError
-from tigerfg.index.flat import check_index_file
+from tigerfg.index.keeper import check_files
 from tigerfg.index.store import Sampled, Store
 from tigerfg.ingest import Prepared, prepare
 from tigerfg.records import Item
@@ -43,7 +43,7 @@ def verify(path: Path, encoder: Encoder | None, sample: int, seed: int) -> Verif
         try:
             items = len(store)
             problems += store.check()
-            problems += check_index_file(store)
+            problems += check_files(store)
             chosen = store.sample(sample, seed) if encoder is not None else []
         finally:
             store.close()

@@ -15,7 +15,8 @@ import numpy as np
 from tigerfg.errors import CatalogError, InputError, MissingExtraError
 from tigerfg.index.database import StoreMeta
 from tigerfg.index.filters import compile_filter
-from tigerfg.index.flat import FlatIndex, index_file_is_stale
+from tigerfg.index.keeper import IndexKeeper, IndexStats, files_are_stale
+from tigerfg.index.plan import FLAT, IndexSettings
 from tigerfg.index.store import Record, Store
 
 logger = logging.getLogger("tigerfg")
@@ -30,7 +31,7 @@ class Match(NamedTuple):
 
 
 class Collection:
-    """Stored items and exact search among their vectors.
+    """Stored items and the search among their vectors: exact, or by an index (`IndexSettings`).
 
     Every write is on the disk when its call returns, and every later search sees it, in this
     process or another. Errors are CatalogError; what raises has changed nothing.
@@ -38,17 +39,29 @@ class Collection:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._index: FlatIndex | None = None
-        self._changed = self._closed = False
+        self._changed = self._closing = self._closed = False
         self._lock = threading.RLock()
+        self._keeper = IndexKeeper(store, self._lock)
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike, *, model: str, fingerprint: str, embedding_dim: int
+        cls,
+        path: str | os.PathLike,
+        *,
+        model: str,
+        fingerprint: str,
+        embedding_dim: int,
+        settings: IndexSettings | None = None,
     ) -> Collection:
         """Make an empty one in a directory that is new or empty, open for writing."""
         return cls(
-            Store.create(path, model=model, fingerprint=fingerprint, embedding_dim=embedding_dim)
+            Store.create(
+                path,
+                model=model,
+                fingerprint=fingerprint,
+                embedding_dim=embedding_dim,
+                settings=settings,
+            )
         )
 
     @classmethod
@@ -90,6 +103,7 @@ class Collection:
         with self._exclusive() as store:
             replaced = store.put(records, replace)
             self._changed = True
+            self._keeper.maintain()
             return replaced
 
     def delete(self, item_ids: Iterable[str]) -> int:
@@ -97,6 +111,7 @@ class Collection:
         with self._exclusive() as store:
             deleted = store.delete(item_ids)
             self._changed = True
+            self._keeper.maintain()
             return deleted
 
     def content_hash(self, item_id: str) -> bytes | None:
@@ -124,40 +139,81 @@ class Collection:
     ) -> list[list[Match]]:
         """The k best matches of each query, best first, equal scores in the order of storing.
 
+        Exact, or, with an IVF index, about the k best, with exact scores.
+
         Args:
             embeddings: float32 (B, E), unit length.
             k: at least 1; fewer come back only if fewer items (that match) are stored.
             where: filter, see `tigerfg.index.filters`.
         """
         with self._exclusive() as store, store.snapshot():
-            index = self._synced_index()
+            index = self._keeper.current()
             allowed = store.select(where) if where else None
             scores, ids = index.search(embeddings, k, allowed)
             rows = store.rows(np.unique(ids).tolist())
+            self._keeper.maintain()
         scores = np.clip(scores, -1, 1)
         return [
             [Match(score, *rows[number]) for score, number in zip(*line, strict=True)]
             for line in zip(scores.tolist(), ids.tolist(), strict=True)
         ]
 
+    def optimize(self) -> IndexStats:
+        """Build the index that the settings ask for now, while searches and writes go on.
+
+        With exact search, or too few items for another, nothing is built.
+
+        Raises:
+            InputError: the settings cannot be met.
+        """
+        with self._exclusive() as store, store.snapshot():
+            store.require_writer("build an index")
+            items = len(self._keeper.current())
+        factory = store.meta.settings.choose(items, store.meta.embedding_dim)
+        if factory != FLAT:
+            self._keeper.build(factory)
+        return self.stats()
+
+    def stats(self) -> IndexStats:
+        """What answers searches, and what was measured when it was built."""
+        with self._exclusive() as store, store.snapshot():
+            return self._keeper.stats()
+
     def flush(self) -> None:
-        """Write the index file, so that the next start is quick; items are safe without it."""
+        """Write the index file, so that the next start is quick; items are safe without it.
+
+        An index that is due to be built is built first.
+        """
         with self._exclusive() as store:
             store.require_writer("write the index file")
             with store.snapshot():
-                self._synced_index().save()
+                self._keeper.current()
+            factory = self._keeper.due()
+        if factory:
+            self._keeper.build(factory)
+        else:
+            with self._exclusive() as store, store.snapshot():
+                self._keeper.current()
+                self._keeper.save()
 
     def close(self) -> None:
-        """Close the files and let the next writer in; a second call does nothing."""
+        """Close the files and let the next writer in; a second call does nothing.
+
+        Waits for an index that is being built.
+        """
         with self._lock:
-            if self._closed:
+            if self._closing:
                 return
-            try:
-                if self._changed and index_file_is_stale(self._store):
-                    self.flush()
-            except (CatalogError, MissingExtraError) as error:
-                logger.warning("%s closed without an index file: %s", self.path, error)
-            finally:
+            self._closing = True
+            self._keeper.retire()
+        self._keeper.wait()
+        try:
+            if self._changed and files_are_stale(self._store):
+                self.flush()
+        except (CatalogError, InputError, MissingExtraError) as error:
+            logger.warning("%s closed without an index file: %s", self.path, error)
+        finally:
+            with self._lock:
                 self._closed = True
                 self._store.close()
 
@@ -167,14 +223,6 @@ class Collection:
             if self._closed:
                 raise CatalogError(f"{self.path} is closed: open it again")
             yield self._store
-
-    def _synced_index(self) -> FlatIndex:
-        """The index at the store's state; call inside a snapshot."""
-        if self._index is None:
-            self._index = FlatIndex(self._store)
-        else:
-            self._index.sync()
-        return self._index
 
 
 def check_search(k: int, where: Mapping[str, Any] | None) -> None:

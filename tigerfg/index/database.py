@@ -15,8 +15,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tigerfg.errors import CatalogError
+from tigerfg.index.plan import IndexSettings
 
-FORMAT = 1
+FORMAT = 2
 STORE_FILE = "catalog.sqlite"
 LOCK_FILE = "writer.lock"
 
@@ -63,6 +64,7 @@ class StoreMeta:
         fingerprint: the bundle's fingerprint.
         embedding_dim: length of a vector.
         created: ISO time in UTC.
+        index, target_recall, memory_budget: see `IndexSettings`.
     """
 
     catalog_id: str
@@ -70,6 +72,14 @@ class StoreMeta:
     fingerprint: str
     embedding_dim: int
     created: str
+    index: str
+    target_recall: float
+    memory_budget: int | None
+
+    @property
+    def settings(self) -> IndexSettings:
+        """How the catalogue is searched."""
+        return IndexSettings(self.index, self.target_recall, self.memory_budget)
 
 
 def is_catalog(path: str | os.PathLike) -> bool:
@@ -88,7 +98,9 @@ def _require_empty(path: Path, fresh: str) -> None:
         )
 
 
-def create_database(path: Path, model: str, fingerprint: str, embedding_dim: int) -> int:
+def create_database(
+    path: Path, model: str, fingerprint: str, embedding_dim: int, settings: IndexSettings
+) -> int:
     """Make an empty store in a new or empty directory; returns the writer's lock.
 
     The file appears complete or not at all.
@@ -99,7 +111,9 @@ def create_database(path: Path, model: str, fingerprint: str, embedding_dim: int
     except OSError as error:
         raise CatalogError(f"cannot create a catalogue in {path}: {error.strerror}") from error
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    meta = StoreMeta(uuid.uuid4().hex, model, fingerprint, int(embedding_dim), created)
+    meta = StoreMeta(
+        uuid.uuid4().hex, model, fingerprint, int(embedding_dim), created, **asdict(settings)
+    )
     _require_empty(path, fresh.name)  # before a lock file is left in a folder of somebody else
     lock = lock_for_writing(path)
     try:
@@ -205,8 +219,9 @@ def _read_meta(path: Path, db: sqlite3.Connection) -> StoreMeta:
         raise CatalogError(f"{path} is no catalogue: its {STORE_FILE} was not made by tigerfg")
     found = db.execute("PRAGMA user_version").fetchone()[0]
     if found != FORMAT:
+        fix = "update tigerfg" if found > FORMAT else "index its items again in a new directory"
         raise CatalogError(
-            f"{path} has catalogue format {found}, this tigerfg knows {FORMAT}: update tigerfg"
+            f"{path} has catalogue format {found}, this tigerfg knows {FORMAT}: {fix}"
         )
     try:
         rows = db.execute("SELECT key, value FROM meta").fetchall()

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from tigerfg.errors import CatalogError
 from tigerfg.index.database import STORE_FILE, explained, fsync_directory, open_database
-from tigerfg.index.flat import INDEX_FILE
+from tigerfg.index.keeper import FILES
 
 
 def copy_catalog(source: Path, target: Path) -> None:
     """Copy the catalogue in one directory, at one state of it, to a new or empty directory.
 
     The store is copied by SQLite's online backup in one read transaction, so writers and searches
-    go on meanwhile. The index file goes with it if there is one; it is taken first, so that it is
+    go on meanwhile. An index file goes with it; it is taken first, so that it is
     never newer than the store. The copy appears whole or not at all, and is a catalogue of its own.
 
     Raises:
@@ -33,9 +33,10 @@ def copy_catalog(source: Path, target: Path) -> None:
             contextlib.closing(open_database(source, read_only=True)[0]) as db,
             _staged(target) as staged,
         ):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(source / INDEX_FILE, staged / INDEX_FILE)
-                _fsync(staged / INDEX_FILE)
+            for name in FILES:
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(source / name, staged / name)
+                    _fsync(staged / name)
             with (
                 explained(target, f"write a snapshot of {source}"),
                 contextlib.closing(sqlite3.connect(staged / STORE_FILE)) as copy,

@@ -28,6 +28,7 @@ from tigerfg.index.database import (
     open_database,
 )
 from tigerfg.index.filters import compile_filter, filter_fields
+from tigerfg.index.plan import IndexSettings
 
 _CHUNK = 500  # names or rows a statement
 
@@ -70,11 +71,17 @@ class Store:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike, *, model: str, fingerprint: str, embedding_dim: int
+        cls,
+        path: str | os.PathLike,
+        *,
+        model: str,
+        fingerprint: str,
+        embedding_dim: int,
+        settings: IndexSettings | None = None,
     ) -> Store:
         """Make an empty catalogue in a directory that is new or empty, and open it for writing."""
-        path = Path(os.path.abspath(path))
-        return cls._open(path, create_database(path, model, fingerprint, embedding_dim))
+        path, settings = Path(os.path.abspath(path)), settings or IndexSettings()
+        return cls._open(path, create_database(path, model, fingerprint, embedding_dim, settings))
 
     @classmethod
     def open(cls, path: str | os.PathLike, read_only: bool = False) -> Store:
@@ -188,6 +195,12 @@ class Store:
         sql, parameters = compile_filter(where)
         with self._reading("filter"):
             rows = self._db.execute(f"SELECT id FROM items WHERE {sql} ORDER BY id", parameters)
+            return np.fromiter((row[0] for row in rows), np.int64)
+
+    def ids(self) -> np.ndarray:
+        """Internal ids int64 of all items, ascending."""
+        with self._reading("read items"):
+            rows = self._db.execute("SELECT id FROM items ORDER BY id")
             return np.fromiter((row[0] for row in rows), np.int64)
 
     def removed_since(self, number: int) -> np.ndarray:

@@ -1,0 +1,167 @@
+"""Building an IVF index: training, adding, and nprobe tuned to a recall that was measured."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from tigerfg.errors import InputError
+from tigerfg.index.derived import Loaded, import_faiss
+from tigerfg.index.ivf import IvfIndex, require_ivf
+from tigerfg.index.store import Store
+from tigerfg.index.vectors import VectorRows
+
+NEIGHBOURS = 10  # recall is that of so many
+QUERIES = 256  # stored vectors held out of the training that nprobe is tuned with
+A_LIST, AT_LEAST = 64, 20_000  # vectors trained on: so many a list
+FACTORS = (4, 10, 20)  # candidates a wanted result, for refinement
+SEED = 7
+
+logger = logging.getLogger("tigerfg")
+
+
+class Point(NamedTuple):
+    """Recall@10 against exact search and milliseconds a query, one query at a time."""
+
+    nprobe: int
+    factor: int
+    recall: float
+    ms: float
+
+
+def build(store: Store, factory: str, target_recall: float) -> IvfIndex:
+    """Train, fill and tune an index over all stored items; call inside a snapshot of the store.
+
+    Args:
+        factory: faiss factory string of an IVF index.
+        target_recall: the smallest nprobe and the fewest candidates that reach it are taken;
+            where none does, the best point, with a warning.
+
+    Raises:
+        InputError: faiss refuses the factory string, or there are too few items for it.
+    """
+    started = time.perf_counter()
+    index = require_ivf(factory, store.meta.embedding_dim)
+    faiss = import_faiss()
+    ivf = faiss.extract_index_ivf(index)
+    rows = VectorRows(store)
+    ids = store.ids()
+    rng = np.random.default_rng(SEED)
+    mixed = rng.permutation(ids)
+    held_out = np.sort(mixed[: min(QUERIES, len(ids) // 10)])
+    count = min(max(A_LIST * ivf.nlist, AT_LEAST), len(ids))
+    sample = np.sort(mixed[len(held_out) :][:count])
+    try:
+        index.train(rows.get(sample))
+    except RuntimeError as error:
+        reason = str(error).split("Error: ")[-1].split("\n")[0]
+        raise InputError(
+            f"index {factory!r}: {len(ids)} items are too few to train it ({reason}); give fewer "
+            "lists or index='auto'"
+        ) from error
+    trained = time.perf_counter()
+    for part, vectors in rows.blocks(ids):
+        index.add_with_ids(vectors, part)
+    filled = time.perf_counter()
+    notes = {
+        "factory": factory,
+        "trained": len(ids),
+        "target_recall": target_recall,
+        "nprobe": ivf.nlist,
+        "factor": FACTORS[-1],
+        "curve": [],
+    }
+    built = IvfIndex(store, rows, Loaded(index, store.number, notes))
+    chosen, curve = tune(built, rows, ids, held_out, target_recall)
+    built.notes |= {
+        "nprobe": chosen.nprobe,
+        "factor": chosen.factor,
+        "imbalance": built.imbalance,
+        "recall": chosen.recall,
+        "ms": chosen.ms,
+        "curve": [point._asdict() for point in curve],
+        "seconds": {
+            "train": round(trained - started, 2),
+            "add": round(filled - trained, 2),
+            "tune": round(time.perf_counter() - filled, 2),
+        },
+    }
+    logger.info(
+        "%s over %d items: recall@10 %.3f at nprobe %d, %.2f ms a query; built in %.1f s",
+        factory,
+        len(ids),
+        chosen.recall,
+        chosen.nprobe,
+        chosen.ms,
+        time.perf_counter() - started,
+    )
+    return built
+
+
+def tune(
+    index: IvfIndex, rows: VectorRows, ids: np.ndarray, held_out: np.ndarray, target: float
+) -> tuple[Point, list[Point]]:
+    """The cheapest measured point that reaches the target, and the whole curve.
+
+    Every held-out vector is searched for its own nearest others.
+    """
+    queries = rows.get(held_out)
+    truth = exact_neighbours(rows, ids, held_out, queries)
+    curve: list[Point] = []
+    for factor in FACTORS:
+        nprobe, best = 1, 0.0
+        while True:
+            point = _measure(index, queries, held_out, truth, nprobe, factor)
+            curve.append(point)
+            flat_out = point.recall <= best + 0.001 and nprobe >= 16
+            best = max(best, point.recall)
+            if nprobe >= index.lists or point.recall >= 0.999 or flat_out:
+                break
+            nprobe = min(2 * nprobe, index.lists)
+    good = [point for point in curve if point.recall >= target]
+    if good:
+        return min(good, key=lambda point: point.ms), curve
+    top = max(curve, key=lambda point: point.recall)
+    logger.warning("recall@10 of %g is out of reach, the index gives %.3f", target, top.recall)
+    return top, curve
+
+
+def exact_neighbours(
+    rows: VectorRows, ids: np.ndarray, own: np.ndarray, queries: np.ndarray
+) -> np.ndarray:
+    """Ids (Q, 10) of the nearest other items, -1 where there are fewer."""
+    scores = np.full((len(queries), NEIGHBOURS), -np.inf, np.float32)
+    found = np.full((len(queries), NEIGHBOURS), -1, np.int64)
+    for part, vectors in rows.blocks(ids):
+        near = queries @ vectors.T
+        near[own[:, None] == part[None]] = -np.inf
+        scores = np.concatenate([scores, near], axis=1)
+        found = np.concatenate([found, np.broadcast_to(part, near.shape)], axis=1)
+        best = np.argpartition(-scores, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
+        scores = np.take_along_axis(scores, best, 1)
+        found = np.take_along_axis(found, best, 1)
+    return np.where(np.isfinite(scores), found, -1)
+
+
+def _measure(
+    index: IvfIndex,
+    queries: np.ndarray,
+    own: np.ndarray,
+    truth: np.ndarray,
+    nprobe: int,
+    factor: int,
+) -> Point:
+    index.notes |= {"nprobe": nprobe, "factor": factor}
+    hits: list[float] = []
+    seconds: list[float] = []
+    for query, item, near in zip(queries, own, truth, strict=True):
+        started = time.perf_counter()
+        _, ids = index.search(query[None], NEIGHBOURS + 1)
+        seconds.append(time.perf_counter() - started)
+        wanted = set(near.tolist()) - {-1}
+        others = [i for i in ids[0].tolist() if i != item][:NEIGHBOURS]
+        hits.append(len(wanted.intersection(others)) / max(1, len(wanted)))
+    return Point(nprobe, factor, float(np.mean(hits)), 1000 * float(np.median(seconds)))

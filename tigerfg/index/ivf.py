@@ -1,0 +1,236 @@
+"""Approximate search: an IVF index of faiss that follows the store, refined by the stored vectors.
+
+faiss gives candidates from compressed codes; their float16 vectors, mapped from the disk, give the
+scores and the order. Removed items are tombstones: a selector keeps them out before ranking, so
+that k results come back, until the index is built anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from tigerfg.errors import InputError
+from tigerfg.index.derived import Loaded, import_faiss, load_index, save_index
+from tigerfg.index.store import Store
+from tigerfg.index.vectors import VectorRows
+
+INDEX_FILE = "ivf.index"
+EXACT_MOST = 4096  # allowed items up to which their vectors are simply compared
+CANDIDATES = 5000  # a query; more only if k is larger
+AT_ONCE = 64  # queries refined at once
+MOST_WASTED = 0.3  # rows of removed items, as a share of the others, before they are left out
+
+logger = logging.getLogger("tigerfg")
+
+
+class IvfIndex:
+    """A trained IVF index with its tuned nprobe.
+
+    Not thread-safe; create it and call `sync` and `search` inside one ``store.snapshot()``.
+
+    Attributes:
+        notes: how it was built: factory, nprobe, factor (candidates a wanted result), trained
+            (items then), target_recall, and the measured curve.
+    """
+
+    def __init__(self, store: Store, rows: VectorRows, loaded: Loaded) -> None:
+        self._faiss = import_faiss()
+        self._store, self._rows = store, rows
+        self._index, self._number, self.notes = loaded
+        self._ivf = self._faiss.extract_index_ivf(self._index)
+        self._live = np.zeros(0, bool)  # by internal id
+        self._count = self._dead = 0
+        self._mark(_ids_of(self._faiss, self._ivf))
+        self.sync()
+
+    @classmethod
+    def open(cls, store: Store) -> IvfIndex | None:
+        """From the catalogue's files; None where there is no usable one."""
+        found = load_index(store.path / INDEX_FILE, store)
+        return None if found is None else cls(store, VectorRows(store), found)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def lists(self) -> int:
+        """Inverted lists."""
+        return self._ivf.nlist
+
+    @property
+    def changed(self) -> float:
+        """Items removed from or added to what the index was trained on, as a share of that."""
+        grown = max(0, self._count - self.notes["trained"])
+        return (grown + self._dead) / max(1, self.notes["trained"])
+
+    @property
+    def drift(self) -> float:
+        """How much less even the lists are than when they were trained, as a factor."""
+        return self.imbalance / self.notes["imbalance"]
+
+    @property
+    def imbalance(self) -> float:
+        """Time of a search against that with lists of one size, by faiss."""
+        return self._ivf.invlists.imbalance_factor()
+
+    def attach(self, store: Store) -> None:
+        """Follow another connection to the same catalogue from now on."""
+        self._store = store
+        self._rows.attach(store)
+
+    def sync(self) -> None:
+        """Catch up with the store; interrupted, it goes on where it was at the next call."""
+        self._rows.sync()
+        number = self._store.number
+        if number == self._number:
+            return
+        removed = self._store.removed_since(self._number)
+        removed = removed[removed < len(self._live)]
+        removed = removed[self._live[removed]]
+        self._live[removed] = False
+        self._count -= len(removed)
+        self._dead += len(removed)
+        for ids, vectors in self._store.vectors_since(self._number):
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            self._index.add_with_ids(vectors, ids)
+            self._mark(ids)
+            self._number = int(ids[-1])
+        self._number = number
+
+    def search(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """About the k best, their scores exact; arguments and result as `FlatIndex.search`.
+
+        k results come back whenever k items are there (or allowed): where the probed lists hold
+        fewer, more are probed.
+        """
+        total = self._count if allowed is None else len(allowed)
+        k = min(k, total)
+        if not k or not len(queries):
+            return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+        queries = np.ascontiguousarray(queries, np.float32)
+        if allowed is not None and total <= max(k, EXACT_MOST):
+            return _best(
+                queries @ self._rows.get(allowed).T, allowed[None].repeat(len(queries), 0), k
+            )
+        wanted = min(total, max(k, min(k * self.notes["factor"], CANDIDATES)))
+        bits = self._bits(allowed)
+        probed = min(self.notes["nprobe"], self._ivf.nlist)
+        while True:
+            _, ids = self._index.search(
+                queries, wanted, params=search_parameters(self._index, probed, bits)
+            )
+            if probed == self._ivf.nlist or (ids[:, k - 1] >= 0).all():
+                break
+            probed = min(4 * probed, self._ivf.nlist)
+        parts = [
+            _best(*self._scored(queries[s : s + AT_ONCE], ids[s : s + AT_ONCE]), k)
+            for s in range(0, len(queries), AT_ONCE)
+        ]
+        scores, best = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return scores, best
+
+    def purge(self) -> None:
+        """Take the tombstones out of the inverted lists."""
+        if self._dead:
+            held = _ids_of(self._faiss, self._ivf)
+            self._index.remove_ids(held[~self._live[held]])
+            self._dead = 0
+
+    def save(self) -> bool:
+        """Write the index file and the vectors beside it; a failure is logged, never raised.
+
+        Returns whether the index file was written.
+        """
+        self.purge()
+        wasted = len(self._rows) - self._count
+        self._rows.save(np.flatnonzero(self._live) if wasted > MOST_WASTED * self._count else None)
+        return save_index(
+            self._store.path / INDEX_FILE,
+            self._store,
+            Loaded(self._index, self._number, self.notes),
+        )
+
+    def _scored(self, queries: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Exact scores of candidates (B, C); -inf where there is none (id -1)."""
+        known, places = np.unique(ids, return_inverse=True)
+        missing = int(known[0] < 0)
+        vectors = self._rows.get(known[missing:])
+        places = places.reshape(ids.shape) - missing
+        scores = np.einsum("be,bce->bc", queries, vectors[places])
+        scores[ids < 0] = -np.inf
+        return scores, ids
+
+    def _mark(self, ids: np.ndarray) -> None:
+        if len(ids) and (highest := int(ids.max())) >= len(self._live):
+            grown = np.zeros(max(2 * len(self._live), highest + 1), bool)
+            grown[: len(self._live)] = self._live
+            self._live = grown
+        self._live[ids] = True
+        self._count += len(ids)
+
+    def _bits(self, allowed: np.ndarray | None) -> np.ndarray | None:
+        """The bitmap of ids that may come back, None for all."""
+        if allowed is None:
+            return np.packbits(self._live, bitorder="little") if self._dead else None
+        mask = np.zeros_like(self._live)
+        mask[allowed] = True
+        return np.packbits(mask, bitorder="little")
+
+
+def search_parameters(index: Any, nprobe: int, bits: np.ndarray | None = None) -> Any:
+    """faiss parameters of an IVF index, perhaps behind a linear transform."""
+    faiss = import_faiss()
+    options: dict[str, Any] = {"nprobe": nprobe}
+    if bits is not None:
+        options["sel"] = faiss.IDSelectorBitmap(bits)
+    parameters = faiss.SearchParametersIVF(**options)
+    if isinstance(faiss.downcast_index(index), faiss.IndexPreTransform):
+        return faiss.SearchParametersPreTransform(index_params=parameters)
+    return parameters
+
+
+def require_ivf(factory: str, dim: int) -> Any:
+    """An empty inner-product index by its factory string.
+
+    Raises:
+        InputError: faiss does not know it, or it is no IVF index.
+    """
+    faiss = import_faiss()
+    hint = "give one with inverted lists, such as IVF4096,PQ64 (refinement comes by itself)"
+    try:
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        reason = str(error).split("Error: ")[-1].split("\n")[0]
+        raise InputError(f"index {factory!r}: faiss refuses it ({reason}); {hint}") from error
+    inner = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(inner.index)
+    if not isinstance(inner, faiss.IndexIVF):
+        raise InputError(f"index {factory!r} is no IVF index: {hint}")
+    return index
+
+
+def list_count_of(index: Any) -> int:
+    """Inverted lists of an index that `require_ivf` made."""
+    return import_faiss().extract_index_ivf(index).nlist
+
+
+def _ids_of(faiss: Any, ivf: Any) -> np.ndarray:
+    """The ids in the inverted lists."""
+    lists = ivf.invlists
+    parts = []
+    for number in range(ivf.nlist):
+        if size := lists.list_size(number):
+            parts.append(faiss.rev_swig_ptr(lists.get_ids(number), size).copy())
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _best(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of every row, best first, equal scores by id."""
+    order = np.lexsort((ids, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)

@@ -1,0 +1,185 @@
+"""The index of a collection: which one it is, when another is built, and its files."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from tigerfg.errors import CatalogError, InputError
+from tigerfg.index import flat, ivf
+from tigerfg.index.build import build
+from tigerfg.index.derived import check_index, saved_number
+from tigerfg.index.flat import FlatIndex
+from tigerfg.index.ivf import IvfIndex, require_ivf
+from tigerfg.index.plan import AUTO, FLAT
+from tigerfg.index.store import Store
+
+FILES = (flat.INDEX_FILE, ivf.INDEX_FILE)
+TRAINING_LIST = 39  # items a list from which an index that was asked for by name is built
+MOST_CHANGED = 1.0  # added to or removed from what it was trained on, as a share of that
+DRIFT, DRIFTED = 1.5, 0.2  # lists this much less even than when trained, and that much changed
+
+logger = logging.getLogger("tigerfg")
+
+
+@dataclass(frozen=True)
+class IndexStats:
+    """What answers searches.
+
+    Attributes:
+        setting: what was asked for: "auto", "flat" or a factory string.
+        kind: what is in use: "flat" (exact) or the factory string of an IVF index.
+        items: in the index.
+        nprobe, recall, ms: of an IVF index: lists that are probed, and the recall@10 and
+            milliseconds a query (one at a time) measured when it was built.
+        curve: all that was measured then: nprobe, factor (candidates a result), recall, ms.
+        seconds: of building, by part. building: whether another one is being built.
+    """
+
+    setting: str
+    kind: str
+    items: int
+    nprobe: int | None
+    recall: float | None
+    ms: float | None
+    curve: list[dict[str, Any]]
+    seconds: dict[str, float]
+    building: bool
+
+
+class IndexKeeper:
+    """Not thread-safe but for `build`: the others are called under ``lock``.
+
+    Args:
+        store: of the collection. lock: the collection's; a build takes it to put its result in.
+    """
+
+    def __init__(self, store: Store, lock: threading.RLock) -> None:
+        self._store, self._lock = store, lock
+        self._index: FlatIndex | IvfIndex | None = None
+        self._building = threading.Lock()
+        self._builder: threading.Thread | None = None
+        self._refused: str | None = None  # a factory string that failed: not tried again by itself
+        self._retired = False
+        self._lists: dict[str, int] = {}  # inverted lists by factory string
+
+    def current(self) -> FlatIndex | IvfIndex:
+        """The index at the store's state; call inside a snapshot."""
+        if self._index is None:
+            wanted = self._store.meta.index != FLAT
+            self._index = (wanted and IvfIndex.open(self._store)) or FlatIndex(self._store)
+        else:
+            self._index.sync()
+        return self._index
+
+    def due(self) -> str | None:
+        """The factory string of the index that should replace the current one, or None."""
+        index, meta = self._index, self._store.meta
+        if index is None or self._store.read_only:
+            return None
+        try:
+            factory = meta.settings.choose(len(index), meta.embedding_dim)
+            if factory in (FLAT, self._refused):
+                return None
+            if isinstance(index, FlatIndex):
+                enough = meta.index == AUTO or len(index) >= TRAINING_LIST * self._list_count(
+                    factory
+                )
+                return factory if enough else None
+        except InputError as error:
+            if self._refused is None:
+                logger.warning("%s stays with exact search: %s", self._store.path, error)
+            self._refused = meta.index
+            return None
+        drifted = index.drift > DRIFT and index.changed > DRIFTED
+        return factory if drifted or index.changed > MOST_CHANGED else None
+
+    def maintain(self) -> None:
+        """Start building in the background if that is due."""
+        if self._retired or (self._builder is not None and self._builder.is_alive()):
+            return
+        if factory := self.due():
+            self._builder = threading.Thread(
+                target=self._try_build, args=(factory,), name="tigerfg-index", daemon=True
+            )
+            self._builder.start()
+
+    def build(self, factory: str) -> None:
+        """Build an index while searches and writes go on, then put it in and save it.
+
+        Raises:
+            InputError: see `build.build`.
+        """
+        path, target = self._store.path, self._store.meta.target_recall
+        with self._building, contextlib.closing(Store.open(path, read_only=True)) as store:
+            with store.snapshot():
+                built = build(store, factory, target)
+            with self._lock, self._store.snapshot():
+                built.attach(self._store)
+                built.sync()
+                self._index = built
+                self.save()
+
+    def save(self) -> None:
+        """Write the index file of the current index and remove that of another kind."""
+        if self._index is None:
+            return
+        saved = self._index.save()
+        own = ivf.INDEX_FILE if isinstance(self._index, IvfIndex) else flat.INDEX_FILE
+        if saved:
+            for name in set(FILES) - {own}:
+                with contextlib.suppress(OSError):
+                    (self._store.path / name).unlink(missing_ok=True)
+
+    def stats(self) -> IndexStats:
+        """What is in use; call inside a snapshot."""
+        index, notes = self.current(), {}
+        if isinstance(index, IvfIndex):
+            notes = index.notes
+        return IndexStats(
+            self._store.meta.index,
+            notes.get("factory", FLAT),
+            len(index),
+            notes.get("nprobe"),
+            notes.get("recall"),
+            notes.get("ms"),
+            notes.get("curve", []),
+            notes.get("seconds", {}),
+            self._building.locked(),
+        )
+
+    def retire(self) -> None:
+        """Build nothing in the background from now on."""
+        self._retired = True
+
+    def wait(self) -> None:
+        """Until no index is being built in the background; call without the lock."""
+        if self._builder is not None:
+            self._builder.join()
+
+    def _list_count(self, factory: str) -> int:
+        if factory not in self._lists:
+            made = require_ivf(factory, self._store.meta.embedding_dim)
+            self._lists[factory] = ivf.list_count_of(made)
+        return self._lists[factory]
+
+    def _try_build(self, factory: str) -> None:
+        try:
+            self.build(factory)
+        except (InputError, CatalogError, RuntimeError) as error:
+            self._refused = factory
+            logger.warning("%s: no %s index was built: %s", self._store.path, factory, error)
+
+
+def files_are_stale(store: Store) -> bool:
+    """Whether catching up from the index file would read over a twentieth of the vectors."""
+    saved = max(saved_number(store.path / name, store) for name in FILES)
+    return store.number - saved > len(store) // 20
+
+
+def check_files(store: Store) -> list[str]:
+    """What is wrong with the index files: a line each."""
+    return [line for name in FILES for line in check_index(store.path / name, store)]

@@ -1,0 +1,77 @@
+"""Which index a catalogue gets: its settings, and the rules behind ``index="auto"``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tigerfg.errors import InputError
+
+FLAT, AUTO = "flat", "auto"
+FLAT_MOST = 20_000  # items up to which "auto" scans them all
+ID_BYTES = 8
+# Codes of `auto`, the best first, with their bytes an item at 256 dimensions (bits a dimension, and
+# 8 bytes of factors): RaBitQ (Gao & Long 2024, arXiv 2405.12497) needs no codebook.
+_CODES = (("RaBitQfs2", 2), ("RaBitQfs", 1))
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How a catalogue is searched; stored with it.
+
+    Attributes:
+        index: "auto" by size and budget; "flat": exact, a scan of all; or a factory string of faiss
+            for an IVF index, such as "IVF4096,PQ64" or "OPQ64,IVF4096,PQ64". Whatever it is, its
+            candidates are ranked again by the stored float16 vectors.
+        target_recall: share of the true 10 nearest that a search is to find, for which nprobe is
+            chosen when an index is built.
+        memory_budget: bytes of memory for the index, None for no limit; the float16 vectors are
+            mapped from the disk and not counted.
+
+    Raises:
+        InputError: a value cannot be used.
+    """
+
+    index: str = AUTO
+    target_recall: float = 0.95
+    memory_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.index, str) or not self.index:
+            raise InputError(f"index {self.index!r}: give auto, flat or a factory string of faiss")
+        if not 0.0 < self.target_recall < 1.0:
+            raise InputError(f"target_recall {self.target_recall!r} is not between 0 and 1")
+        budget = self.memory_budget
+        if budget is not None and (not isinstance(budget, int) or budget < 1):
+            raise InputError(f"memory_budget {budget!r} must be a whole number of bytes, or None")
+
+    def choose(self, items: int, dim: int) -> str:
+        """The index for so many items: "flat" or a factory string.
+
+        Raises:
+            InputError: the memory budget is too small for any.
+        """
+        if self.index != AUTO:
+            return self.index
+        if items <= FLAT_MOST and self._fits(items * (4 * dim + ID_BYTES)):
+            return FLAT
+        lists = list_count(items)
+        needed = 0
+        for code, bits in _CODES:
+            needed = items * (dim * bits // 8 + 8 + ID_BYTES) + 4 * dim * lists
+            if self._fits(needed):
+                return f"IVF{lists},{code}"
+        raise InputError(
+            f"memory_budget {self.memory_budget}: the smallest index of {items} items needs "
+            f"{needed} bytes"
+        )
+
+    def _fits(self, needed: int) -> bool:
+        return self.memory_budget is None or needed <= self.memory_budget
+
+
+def list_count(items: int) -> int:
+    """Inverted lists: the power of two nearest to 4 √items, at least 39 items a list to train."""
+    wanted = 2 ** round(math.log2(4 * math.sqrt(max(items, 1))))
+    most = 2 ** int(math.log2(max(items / 39, 1)))
+    return max(1, min(wanted, most))
