@@ -1,0 +1,363 @@
+"""The approximate index: found, filtered, updated, reopened, damaged, built in the background."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tigerfg.errors import CatalogError, InputError
+from tigerfg.index import ivf, keeper, plan
+from tigerfg.index.build import exact_neighbours
+from tigerfg.index.collection import Collection
+from tigerfg.index.plan import IndexSettings, list_count
+from tigerfg.index.store import Record
+from tigerfg.index.vectors import STAMP_FILE, VECTORS_FILE, VectorRows
+
+DIM, LISTS = 32, 16
+FACTORIES = (f"IVF{LISTS},RaBitQfs", f"IVF{LISTS},PQ16x4fs", f"OPQ16,IVF{LISTS},PQ16x4fs")
+SETTINGS = IndexSettings(FACTORIES[0], 0.98)
+
+
+def vectors(count: int, seed: int = 0) -> np.ndarray:
+    """Clustered, of length 1."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((40, DIM))
+    values = centres[rng.integers(0, 40, count)] + 0.6 * rng.standard_normal((count, DIM))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def records(first: int, values: np.ndarray) -> list[Record]:
+    grid = np.ones((1, 1), np.float32)
+    return [
+        Record(f"i{n}", b"h", json.dumps({"item_id": f"i{n}", "n": n}), value, grid)
+        for n, value in enumerate(values, first)
+    ]
+
+
+def create(path: Path, choice: IndexSettings = SETTINGS) -> Collection:
+    return Collection.create(
+        path, model="m", fingerprint="f" * 64, embedding_dim=DIM, settings=choice
+    )
+
+
+def numbers(matches: list) -> list[int]:
+    return [match.document["n"] for match in matches]
+
+
+def recall(collection: Collection, held: dict[int, np.ndarray], queries: np.ndarray) -> float:
+    """Of the 10 nearest; every result must be stored, once, with its exact score."""
+    names, matrix = np.array(list(held)), np.stack(list(held.values()))
+    matrix = matrix.astype(np.float16).astype(np.float32)
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    hits = 0
+    for query, found in zip(queries, collection.search(queries, 10), strict=True):
+        scores = matrix @ query
+        best = numbers(found)
+        assert len(best) == len(set(best)) == min(10, len(held))
+        exact = dict(zip(names.tolist(), scores.tolist(), strict=True))
+        assert [m.score for m in found] == pytest.approx([exact[n] for n in best], abs=1e-5)
+        assert [m.score for m in found] == sorted((m.score for m in found), reverse=True)
+        hits += len(set(best) & set(names[np.argsort(-scores)[:10]].tolist()))
+    return hits / (10 * len(queries))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "cat"
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_every_kind_finds_updates_and_reopens(path: Path, factory: str) -> None:
+    values = vectors(3000)
+    held = dict(enumerate(values[:2000]))
+    collection = create(path, IndexSettings(factory, 0.95))
+    collection.put(records(0, values[:2000]))
+    assert collection.stats().kind == "flat"
+    stats = collection.optimize()
+    assert (stats.kind, stats.items) == (factory, 2000)
+    assert stats.recall is not None
+    assert stats.recall >= 0.95
+    assert {"nprobe", "factor", "recall", "ms"} == stats.curve[0].keys()
+    queries = vectors(50, seed=1)
+    assert recall(collection, held, queries) >= 0.93  # tuned on others: within their noise
+    collection.put(records(2000, values[2000:]))
+    held |= dict(enumerate(values[2000:], 2000))
+    assert numbers(collection.search(values[2500][None], 1)[0]) == [2500]
+    gone = range(0, 3000, 3)
+    collection.delete(f"i{n}" for n in gone)
+    for n in gone:
+        del held[n]
+    assert recall(collection, held, queries) >= 0.9
+    collection.flush()
+    collection.close()
+    with Reopened(path) as again:
+        assert again.stats().kind == factory
+        assert len(again) == again.stats().items == 2000
+        assert recall(again, held, queries) >= 0.9
+
+
+class Reopened:
+    """A collection as a context manager."""
+
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        self.collection = Collection.open(path, read_only)
+
+    def __enter__(self) -> Collection:
+        return self.collection
+
+    def __exit__(self, *_: object) -> None:
+        self.collection.close()
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("filled") / "cat"
+    collection = create(path)
+    collection.put(records(0, vectors(6000)))
+    collection.delete(f"i{n}" for n in range(5000, 5500))
+    collection.optimize()
+    collection.delete(f"i{n}" for n in range(5500, 6000))  # tombstones
+    collection.close()
+    return path
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 5, 50, 4000, 4500, 5000])
+@pytest.mark.parametrize("k", [1, 10, 300])
+def test_k_results_whenever_k_items_match(filled: Path, allowed: int, k: int) -> None:
+    where = {"n": {"$gte": 5000 - allowed}}
+    with Reopened(filled, read_only=True) as collection:
+        for found in collection.search(vectors(4, seed=3), k, where):
+            assert len(found) == min(k, allowed)
+            assert all(n >= 5000 - allowed for n in numbers(found))
+
+
+def test_few_allowed_items_are_compared_exactly(filled: Path) -> None:
+    values, queries = vectors(6000), vectors(20, seed=4)
+    with Reopened(filled, read_only=True) as collection:
+        found = collection.search(queries, 20, {"n": {"$lt": 3000}})
+    for query, matches in zip(queries, found, strict=True):
+        best = np.argsort(-(values[:3000] @ query))[:20]
+        assert len(set(numbers(matches)) & set(best.tolist())) >= 19  # fp16 may swap the last two
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["put", "replace", "delete", "flush"]), st.integers(0, 400)),
+        max_size=12,
+    )
+)
+def test_any_history_is_found_as_it_is(
+    tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, int]]
+) -> None:
+    """With all lists probed and every candidate refined, search is exact whatever happened."""
+    path = tmp_path_factory.mktemp("history") / "cat"
+    held = dict(enumerate(vectors(700)))
+    collection = create(path)
+    collection.put(records(0, vectors(700)))
+    collection.optimize()
+    for step, (what, number) in enumerate(history):
+        if what == "put":
+            first = 1000 + 100 * step
+            new = vectors(1 + number % 60, seed=first)
+            collection.put(records(first, new))
+            held |= dict(enumerate(new, first))
+        elif what == "replace":
+            [new] = vectors(1, seed=5000 + step)
+            collection.put(records(number, new[None]), replace=True)
+            held[number] = new
+        elif what == "delete":
+            collection.delete(f"i{n}" for n in range(number, number + 150))
+            held = {n: value for n, value in held.items() if not number <= n < number + 150}
+        else:
+            collection.close()
+            collection = Collection.open(path)
+    index = collection._keeper.current()
+    index.notes |= {"nprobe": LISTS, "factor": 10_000}
+    assert recall(collection, held, vectors(5, seed=7)) >= 0.98  # fp16 may swap the tenth
+    collection.close()
+
+
+@pytest.mark.parametrize("file", [ivf.INDEX_FILE, VECTORS_FILE, STAMP_FILE])
+@pytest.mark.parametrize("damage", ["gone", "cut", "flip", "empty"])
+def test_a_damaged_file_costs_nothing_but_time(
+    path: Path, caplog: pytest.LogCaptureFixture, file: str, damage: str
+) -> None:
+    values = vectors(1500)
+    collection = create(path)
+    collection.put(records(0, values))
+    collection.optimize()
+    collection.close()
+    target = path / file
+    content = bytearray(target.read_bytes())
+    if damage == "gone":
+        target.unlink()
+    elif damage == "cut":
+        target.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[len(content) // 2] ^= 0x10
+        target.write_bytes(content)
+    else:
+        target.write_bytes(b"")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), Reopened(path) as again:
+        assert recall(again, dict(enumerate(values)), vectors(20, seed=2)) >= 0.9
+        again.put(records(1500, vectors(1, seed=8)))
+    if damage != "gone":
+        assert "from the store" in caplog.text
+    with Reopened(path) as again:
+        assert len(again) == 1501
+
+
+def test_a_second_index_does_not_lose_what_was_written_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writes and searches go on while an index is built."""
+    values = vectors(2400)
+    collection = create(path)
+    collection.put(records(0, values[:2000]))
+    inside, go_on = threading.Event(), threading.Event()
+    original = keeper.build
+
+    def slow(*arguments: object) -> object:
+        built = original(*arguments)
+        inside.set()
+        assert go_on.wait(30)
+        return built
+
+    monkeypatch.setattr(keeper, "build", slow)
+    thread = threading.Thread(target=collection.optimize)
+    thread.start()
+    assert inside.wait(30)
+    collection.put(records(2000, values[2000:]))
+    collection.delete(["i7", "i2001"])
+    assert numbers(collection.search(values[2100][None], 1)[0]) == [2100]
+    assert collection.stats().building
+    go_on.set()
+    thread.join()
+    held = {n: v for n, v in enumerate(values) if n not in (7, 2001)}
+    assert collection.stats().kind == SETTINGS.index
+    assert collection.stats().items == 2398
+    assert recall(collection, held, vectors(20, seed=2)) >= 0.9
+    collection.close()
+
+
+def test_auto_builds_by_itself_when_the_catalogue_has_grown(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "FLAT_MOST", 1000)
+    values = vectors(4000)
+    collection = create(path, IndexSettings())
+    collection.put(records(0, values[:900]))
+    assert collection.stats().kind == "flat"
+    collection.put(records(900, values[900:1500]))
+    collection.search(values[:1], 1)  # the index follows the store when it is asked
+    collection._keeper.wait()
+    first = collection.stats()
+    assert first.kind == "IVF32,RaBitQfs2"
+    collection.put(records(1500, values[1500:]))
+    collection.search(values[:1], 1)
+    collection._keeper.wait()
+    assert collection.stats().kind == "IVF64,RaBitQfs2"  # twice of what it was trained on
+    collection.close()
+    assert not (path / "flat.index").exists()
+    with Reopened(path, read_only=True) as reader:
+        assert reader.stats().kind == "IVF64,RaBitQfs2"
+
+
+def test_closing_builds_what_is_due(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "FLAT_MOST", 1000)
+    collection = create(path, IndexSettings())
+    collection.put(records(0, vectors(2000)))
+    collection.close()
+    with Reopened(path, read_only=True) as reader:
+        assert reader.stats().kind.startswith("IVF")
+
+
+def test_readers_take_the_index_that_a_writer_built(path: Path) -> None:
+    collection = create(path)
+    collection.put(records(0, vectors(1500)))
+    collection.optimize()
+    with Reopened(path, read_only=True) as reader:
+        assert reader.stats().kind == SETTINGS.index
+        collection.put(records(1500, vectors(100, seed=5)))
+        collection.delete(["i3"])
+        [found] = reader.search(vectors(100, seed=5)[40][None], 1)
+        assert numbers(found) == [1540]
+        assert reader.stats().items == 1599
+        with pytest.raises(CatalogError, match="open for reading only"):
+            reader.optimize()
+    collection.close()
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (IndexSettings("HNSW32"), "is no IVF index"),
+        (IndexSettings("IVF16,Nonsense"), "faiss refuses it"),
+        (IndexSettings("IVF4096,PQ16x4fs"), "too few to train"),
+        (IndexSettings(memory_budget=100), "memory_budget 100: the smallest index of 300 items"),
+    ],
+)
+def test_an_index_that_cannot_be_is_refused_and_search_stays(
+    path: Path, choice: IndexSettings, words: str
+) -> None:
+    collection = create(path, choice)
+    collection.put(records(0, vectors(300)))
+    with pytest.raises(InputError, match=words):
+        collection.optimize()
+    assert numbers(collection.search(vectors(300)[5][None], 1)[0]) == [5]
+    collection.flush()
+    collection.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"index": ""}, "index ''"),
+        ({"index": 5}, "index 5"),
+        ({"target_recall": 1.0}, "target_recall 1.0"),
+        ({"target_recall": float("nan")}, "target_recall nan"),
+        ({"memory_budget": 0}, "memory_budget 0"),
+        ({"memory_budget": 1e9}, "memory_budget"),
+    ],
+)
+def test_settings_that_cannot_be_used(options: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        IndexSettings(**options)
+
+
+def test_auto_goes_by_size_and_budget() -> None:
+    auto = IndexSettings()
+    assert auto.choose(0, 256) == auto.choose(20_000, 256) == "flat"
+    assert auto.choose(1_000_000, 256) == "IVF4096,RaBitQfs2"
+    assert auto.choose(10_000_000, 256) == "IVF16384,RaBitQfs2"
+    small = IndexSettings(memory_budget=70_000_000)
+    assert small.choose(1_000_000, 256) == "IVF4096,RaBitQfs"
+    assert small.choose(20_000, 256) == "flat"
+    assert IndexSettings(memory_budget=1_000_000).choose(5_000, 256) == "IVF128,RaBitQfs2"
+    assert IndexSettings("IVF8,Flat").choose(3, 256) == "IVF8,Flat"
+    assert [list_count(n) for n in (0, 1, 100, 20_001, 10**8)] == [1, 1, 2, 512, 32768]
+
+
+def test_exact_neighbours_leave_out_the_item_itself(filled: Path) -> None:
+    collection = Collection.open(filled, read_only=True)
+    store = collection._store
+    rows, ids = VectorRows(store), store.ids()
+    own = ids[[0, 17, 4000]]
+    found = exact_neighbours(rows, ids, own, rows.get(own))
+    matrix = rows.get(ids)
+    for item, near in zip(own, found, strict=True):
+        scores = matrix @ rows.get(item[None])[0]
+        best = ids[np.argsort(-scores)][1:11]
+        assert set(near.tolist()) == set(best.tolist())
+    few = exact_neighbours(rows, ids[:4], own[:1], rows.get(own[:1]))
+    assert sorted(few[0].tolist())[:7] == [-1] * 7
+    collection.close()
