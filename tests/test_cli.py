@@ -490,3 +490,21 @@ def test_snapshot_and_verify(shop: Path) -> None:
     result = run("verify", "--catalog", "copy", "--sample", 0)
     assert_one_line(result, 1, "problem: flat.index", "rebuilds")
     assert "1 problem" in result.stdout
+
+
+def test_stats(shop: Path) -> None:
+    assert run("index", "--items", "items.jsonl", "--index", "IVF1,RaBitQ").exit_code == 0
+    result = run("stats")
+    assert result.exit_code == 0, result.output
+    assert "8 items" in result.stdout
+    assert "index flat (asked for: IVF1,RaBitQ): exact" in result.stdout
+    result = run("stats", "--build")
+    assert result.exit_code == 0, result.output
+    assert "index IVF1,RaBitQ (asked for: IVF1,RaBitQ): recall@10" in result.stdout
+    facts = json.loads(run("stats", "--json").stdout)
+    assert facts["kind"] == facts["index"] == "IVF1,RaBitQ"
+    assert (facts["items"], facts["nprobe"], len(facts["curve"]) > 0) == (8, 1, True)
+    assert_one_line(
+        run("index", "--items", "items.jsonl", "--catalog", "new", "--index", ""), 1, "index ''"
+    )
+    assert not (shop / "new").exists()

@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "tigerfg.cli.demo",
     "index": "tigerfg.cli.index",
     "search": "tigerfg.cli.search",
+    "stats": "tigerfg.cli.stats",
     "snapshot": "tigerfg.cli.snapshot",
     "verify": "tigerfg.cli.verify",
     "eval": "tigerfg.cli.evaluate",

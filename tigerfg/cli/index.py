@@ -34,6 +34,16 @@ def command(
     split: Annotated[
         str | None, typer.Option("--split", help="Only items whose field split has this value.")
     ] = None,
+    index: Annotated[
+        str,
+        typer.Option("--index", help="New catalogues: auto, flat, or a faiss factory (IVF...)."),
+    ] = "auto",
+    target_recall: Annotated[
+        float, typer.Option("--target-recall", help="Recall@10 for which nprobe is chosen.")
+    ] = 0.95,
+    memory_budget: Annotated[
+        int | None, typer.Option("--memory-budget", help="Bytes of memory for the index.")
+    ] = None,
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,
@@ -47,7 +57,15 @@ def command(
     from tigerfg.searcher import Searcher
 
     with Searcher.create(
-        catalog, model=model, engine=engine, precision=precision, threads=threads, exist_ok=True
+        catalog,
+        model=model,
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        exist_ok=True,
+        index=index,
+        target_recall=target_recall,
+        memory_budget=memory_budget,
     ) as searcher:
         with ingest_progress("indexing", _line_count(items) if split is None else None) as report:
             put = searcher.upsert if upsert else searcher.add

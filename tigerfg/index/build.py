@@ -18,6 +18,7 @@ NEIGHBOURS = 10  # recall is that of so many
 QUERIES = 256  # stored vectors held out of the training that nprobe is tuned with
 A_LIST, AT_LEAST = 64, 20_000  # vectors trained on: so many a list
 FACTORS = (4, 10, 20)  # candidates a wanted result, for refinement
+FEW = 100  # items: below, nothing is held out of the training
 SEED = 7
 
 logger = logging.getLogger("tigerfg")
@@ -51,9 +52,9 @@ def build(store: Store, factory: str, target_recall: float) -> IvfIndex:
     ids = store.ids()
     rng = np.random.default_rng(SEED)
     mixed = rng.permutation(ids)
-    held_out = np.sort(mixed[: min(QUERIES, len(ids) // 10)])
-    count = min(max(A_LIST * ivf.nlist, AT_LEAST), len(ids))
-    sample = np.sort(mixed[len(held_out) :][:count])
+    held_out = np.sort(mixed[: min(QUERIES, -(-len(ids) // 10))])
+    others = mixed[len(held_out) :] if len(ids) >= FEW else mixed
+    sample = np.sort(others[: max(A_LIST * ivf.nlist, AT_LEAST)])
     try:
         index.train(rows.get(sample))
     except RuntimeError as error:
