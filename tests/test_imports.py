@@ -22,7 +22,7 @@ FRAMEWORKS = {"torch", "triton", "transformers", "safetensors", "onnx", "onnxscr
 BASE = {"errors", "boxes", "decoding", "images", "text", "records", "catalog", "bundle", "bundles"}
 BASE |= {"gpu_bundle", "levels"}
 SERVING = {"engines", "index", "searcher", "encoder", "ingest", "results", "sheet", "serving"}
-SERVING |= {"verify"}
+SERVING |= {"verify", "download"}
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
     **dict.fromkeys(SERVING, BASE | SERVING),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tigerfg.download import Fetcher, FetchLimits, is_address
 from tigerfg.errors import InputError
 from tigerfg.index.store import Record
 from tigerfg.records import Item, Rejected
@@ -42,12 +43,18 @@ class Prepared(NamedTuple):
     """An item that passed its checks, ready to be encoded and stored."""
 
     item: Item
-    document: str  # the item's JSON form, the image as an absolute path or null
+    document: str  # the item's JSON form, the image as an absolute path, an address or null
     content_hash: bytes
 
 
-def prepare(entry: Item | Mapping[str, Any] | Rejected) -> Prepared | Rejected:
-    """Check one item and hash its record and its picture; a reject is handed through."""
+def prepare(
+    entry: Item | Mapping[str, Any] | Rejected, fetched: bytes | InputError | None = None
+) -> Prepared | Rejected:
+    """Check one item and hash its record and its picture; a reject is handed through.
+
+    Args:
+        fetched: where the image is an address: its picture, or why there is none.
+    """
     if isinstance(entry, Rejected):
         return entry
     item_id = None
@@ -66,9 +73,19 @@ def prepare(entry: Item | Mapping[str, Any] | Rejected) -> Prepared | Rejected:
                 name = os.path.abspath(name)
             item = dataclasses.replace(item, image=name)
         document = json.dumps(item.to_dict(), ensure_ascii=False, allow_nan=False)
+        if isinstance(fetched, InputError):
+            raise fetched
+        if fetched is not None:
+            item = dataclasses.replace(item, image=fetched)
         return Prepared(item, document, _content_hash(item.image, document))
     except InputError as error:
         return Rejected(item_id, str(error))
+
+
+def _address(entry: Item | Mapping[str, Any] | Rejected) -> str | None:
+    """Where an item's picture is to be fetched from, None if it is not behind an address."""
+    image = entry.get("image") if isinstance(entry, Mapping) else getattr(entry, "image", None)
+    return image if is_address(image) else None
 
 
 def _content_hash(image: Any, document: str) -> bytes:
@@ -191,8 +208,9 @@ def ingest(
     replace: bool,
     batch_size: int,
     progress: OnProgress,
+    limits: FetchLimits | None = None,
 ) -> AddReport:
-    """Check, encode and store items; reading, decoding and encoding overlap.
+    """Check, encode and store items; reading, fetching, decoding and encoding overlap.
 
     One call at a time for a collection.
     """
@@ -248,8 +266,9 @@ def ingest(
             in_flight.difference_update(prepared.item.item_id for prepared, _ in batch)
             run.stored(len(records), replaced)
 
-    with Ingest(collection.path, progress, total) as run:
-        store(run, encoder.ahead(prepare, source(), batch_size))
+    with Ingest(collection.path, progress, total) as run, Fetcher(limits) as fetcher:
+        fetched = fetcher.ahead(source(), _address)
+        store(run, encoder.ahead(lambda pair: prepare(*pair), fetched, batch_size))
         while held:
             again = list(held)
             held.clear()

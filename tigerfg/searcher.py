@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tigerfg.bundle import Bundle
+from tigerfg.download import FetchLimits
 from tigerfg.encoder import Encoder
 from tigerfg.errors import BundleError, CatalogError, InputError
 from tigerfg.images import ImageSource
@@ -144,6 +145,7 @@ class Searcher:
         items: Iterable[Item | Mapping[str, Any] | Rejected],
         batch_size: int = 32,
         progress: OnProgress = None,
+        limits: FetchLimits | None = None,
     ) -> AddReport:
         """Encode and store new items, batch after batch; a batch that is stored stays.
 
@@ -157,20 +159,22 @@ class Searcher:
             batch_size: items encoded at once and stored in one transaction.
             progress: True for a progress bar, or a function that gets an `AddReport` after each
                 batch has reached the disk.
+            limits: for pictures behind addresses (http, https), which are fetched meanwhile.
 
         Raises:
             CatalogError: the disk is full or refuses; the batches before are kept.
         """
-        return self._ingest(items, batch_size, progress, replace=False)
+        return self._ingest(items, batch_size, progress, limits, replace=False)
 
     def upsert(
         self,
         items: Iterable[Item | Mapping[str, Any] | Rejected],
         batch_size: int = 32,
         progress: OnProgress = None,
+        limits: FetchLimits | None = None,
     ) -> AddReport:
         """As `add`, but an item whose id is taken replaces the stored one."""
-        return self._ingest(items, batch_size, progress, replace=True)
+        return self._ingest(items, batch_size, progress, limits, replace=True)
 
     def delete(self, item_ids: str | Iterable[str]) -> int:
         """Delete items in one transaction; returns how many. Unknown ids are logged and passed."""
@@ -360,6 +364,7 @@ class Searcher:
         items: Iterable[Item | Mapping[str, Any] | Rejected],
         batch_size: int,
         progress: OnProgress,
+        limits: FetchLimits | None,
         replace: bool,
     ) -> AddReport:
         self._collection.require_writer("store items")
@@ -371,6 +376,7 @@ class Searcher:
                 replace=replace,
                 batch_size=batch_size,
                 progress=progress,
+                limits=limits,
             )
 
     def _get_encoder(self) -> Encoder:

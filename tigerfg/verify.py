@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tigerfg.download import is_address
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.keeper import check_files
 from tigerfg.index.store import Sampled, Store
@@ -25,6 +26,7 @@ LEAST_COSINE = 0.99
 SHOWN = 5  # items that a problem names
 
 NO_FILE = "stored without a path"
+FETCHED = "picture behind an address"
 GONE = "picture changed since, or gone"
 UNUSABLE = "picture that cannot be encoded now"
 
@@ -67,8 +69,9 @@ def _cosines(chosen: list[Sampled], encoder: Encoder, skipped: Counter[str]) -> 
     """Cosine of stored and new vector by item id, of those whose picture is as it was."""
     same: list[tuple[Item, np.ndarray]] = []
     for document, content_hash, vector in chosen:
-        if not document.get("image"):
-            skipped[NO_FILE] += 1
+        image = document.get("image")
+        if not image or is_address(image):
+            skipped[FETCHED if image else NO_FILE] += 1
             continue
         again = prepare(document)
         if isinstance(again, Prepared) and again.content_hash == content_hash:

@@ -8,6 +8,7 @@ that k results come back, until the index is built anew.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,8 @@ class IvfIndex:
             )
         wanted = min(total, max(k, min(k * self.notes["factor"], CANDIDATES)))
         bits = self._bits(allowed)
-        probed = min(self.notes["nprobe"], self._ivf.nlist)
+        # as many candidates that may come back as without a filter
+        probed = min(math.ceil(self.notes["nprobe"] * self._count / total), self._ivf.nlist)
         while True:
             _, ids = self._index.search(
                 queries, wanted, params=search_parameters(self._index, probed, bits)

@@ -1,0 +1,209 @@
+"""Items whose pictures lie behind addresses: a local server that misbehaves in every way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from fakes import FakeBundle, FakeEngine, save_picture
+
+from tigerfg.download import Fetcher, FetchLimits, is_address
+from tigerfg.errors import InputError
+from tigerfg.records import Item
+from tigerfg.searcher import Searcher
+
+QUICK = FetchLimits(connections=4, ahead=8, timeout=2.0, max_bytes=100_000, longest_wait=0.02)
+
+
+class Server(ThreadingHTTPServer):
+    """/ok/N: picture N; /after/N/T: at the T-th try; /slow/N, /moved/..., /big, /drop, /404, ..."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.asked = folder, Counter[str]()
+        self.lock, self.open, self.most = threading.Lock(), 0, 0
+
+    def address(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server = self.server
+        with server.lock:
+            server.asked[self.path] += 1
+            asked = server.asked[self.path]
+            server.open += 1
+            server.most = max(server.most, server.open)
+        try:
+            self.answer(self.path.strip("/").split("/"), asked)
+        finally:
+            with server.lock:
+                server.open -= 1
+
+    def answer(self, parts: list[str], asked: int) -> None:
+        kind = parts[0]
+        if kind == "slow":
+            time.sleep(0.03)
+        if kind == "after" and asked < int(parts[2]):
+            self.send_response(503)
+            self.send_header("Retry-After", "1")
+            self.end_headers()
+        elif kind == "drop":
+            self.close_connection = True  # without a word
+        elif kind == "moved":
+            self.send_response(302)
+            self.send_header("Location", "/" + "/".join(parts[1:]))
+            self.end_headers()
+        elif kind.isdecimal():
+            self.send_response(int(kind))
+            self.end_headers()
+        elif kind == "big":
+            self.body(b"x" * 200_000)
+        elif kind == "endless":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(1000):
+                self.wfile.write(b"x" * 10_000)
+        elif kind == "text":
+            self.body(b"<html>no picture</html>")
+        else:
+            self.body((self.server.folder / f"{parts[1]}.png").read_bytes())
+
+    def body(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    for number in range(20):
+        save_picture(tmp_path / f"{number}.png", number)
+    with Server(tmp_path) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def fetch(server: Server, *paths: str) -> list[bytes | str]:
+    with Fetcher(QUICK) as fetcher:
+        found = fetcher.ahead(paths, lambda path: server.address(path))
+        return [
+            str(content) if isinstance(content, InputError) else content for _, content in found
+        ]
+
+
+def test_pictures_come_in_order_and_never_too_many_at_once(server: Server, tmp_path: Path) -> None:
+    numbers = [*range(20)] * 3
+    found = fetch(server, *(f"/slow/{n}" for n in numbers))
+    assert found == [(tmp_path / f"{n}.png").read_bytes() for n in numbers]
+    assert 2 <= server.most <= QUICK.connections
+
+
+def test_what_may_pass_is_tried_again(server: Server, tmp_path: Path) -> None:
+    picture = (tmp_path / "3.png").read_bytes()
+    assert fetch(server, "/after/3/2", "/after/3/4", "/moved/ok/3") == [picture] * 3
+    [gone] = fetch(server, "/after/3/9")
+    assert gone.endswith("HTTP 503 Service Unavailable")
+    assert server.asked["/after/3/9"] == QUICK.attempts
+    [dropped] = fetch(server, "/drop")
+    assert "/drop: " in dropped
+    assert server.asked["/drop"] == QUICK.attempts
+
+
+def test_what_is_refused_for_good_is_not(server: Server) -> None:
+    found = fetch(server, "/404", "/403", "/big", "/endless", "/moved/moved/moved/moved/moved/404")
+    reasons = (
+        "HTTP 404",
+        "HTTP 403",
+        "more than 100000 bytes",
+        "more than 100000 bytes",
+        "HTTP 404",
+    )
+    for text, reason in zip(found, reasons, strict=True):
+        assert reason in text
+    assert server.asked["/404"] == 2  # asked for, and once by the redirections
+    assert server.asked["/big"] == server.asked["/endless"] == 1
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[", "http://no.such.host.invalid/x.png"])
+def test_a_bad_address_is_one_line(url: str) -> None:
+    with Fetcher(QUICK) as fetcher:
+        [(_, found)] = fetcher.ahead([url], lambda value: value)
+    assert isinstance(found, InputError)
+    assert str(found).startswith(url)
+    assert "\n" not in str(found)
+
+
+def test_values_without_an_address_start_nothing() -> None:
+    with Fetcher(QUICK) as fetcher:
+        assert list(fetcher.ahead(range(5), lambda _: None)) == [(n, None) for n in range(5)]
+        assert fetcher._loop is None
+
+
+def test_an_abandoned_iteration_stops_fetching(server: Server) -> None:
+    with Fetcher(QUICK) as fetcher:
+        found = fetcher.ahead(range(1000), lambda n: server.address(f"/slow/{n % 20}"))
+        next(found)
+        found.close()
+    assert sum(server.asked.values()) <= QUICK.ahead + QUICK.connections
+
+
+def test_a_catalogue_of_addresses(server: Server, tmp_path: Path) -> None:
+    def items() -> list[Item | dict]:
+        mixed: list[Item | dict] = [
+            {"item_id": f"u{n}", "image": server.address(f"/ok/{n}"), "title": "behind an address"}
+            for n in range(10)
+        ]
+        mixed.insert(3, Item("local", tmp_path / "15.png", title="on the disk"))
+        mixed.append({"item_id": "404", "image": server.address("/404"), "title": "x"})
+        mixed.append({"item_id": "text", "image": server.address("/text"), "title": "x"})
+        return mixed
+
+    engine = FakeEngine()
+    with Searcher.create(tmp_path / "cat", FakeBundle(), engine=engine) as searcher:
+        report = searcher.add(items(), limits=QUICK)
+        assert report.added == 11
+        reasons = {reject.item_id: reject.reason for reject in report.rejected}
+        assert reasons.keys() == {"404", "text"}
+        assert "HTTP 404" in reasons["404"]
+        [hit] = searcher.search(tmp_path / "7.png", k=1)
+        assert hit.item_id == "u7"
+        assert hit.item.image == server.address("/ok/7")
+        assert [one.item_id for one in searcher][3] == "local"
+        again = searcher.add(items(), limits=QUICK)
+        assert (again.added, again.unchanged) == (0, 11)
+        assert engine.items_encoded == 11
+        save_picture(tmp_path / "7.png", 99)  # the same address, another picture
+        assert searcher.upsert(items(), limits=QUICK).replaced == 1
+        assert searcher.verify().skipped == {"picture behind an address": 10}
+
+
+@pytest.mark.parametrize("field", ["connections", "ahead", "timeout", "max_bytes", "attempts"])
+def test_limits_are_checked(field: str) -> None:
+    with pytest.raises(InputError, match=f"{field} 0"):
+        FetchLimits(**{field: 0})
+
+
+def test_what_an_address_is() -> None:
+    assert is_address("https://shop/x.jpg")
+    assert is_address("HTTP://shop/x.jpg")
+    assert not any(
+        map(is_address, ["ftp://x", "file:///etc/passwd", "x.jpg", "", None, b"http://"])
+    )

@@ -1,0 +1,196 @@
+"""Pictures behind addresses: fetched asynchronously, apart from decoding and encoding."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from tigerfg.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    import httpx
+    from tenacity import RetryCallState
+
+T = TypeVar("T")
+
+SCHEMES = ("http://", "https://")
+
+
+@dataclass(frozen=True)
+class FetchLimits:
+    """What fetching may take.
+
+    Attributes:
+        connections: fetches at once. ahead: pictures that are fetched before they are needed.
+        timeout: seconds for connecting, and between two pieces of an answer.
+        max_bytes: of a picture; a larger one is rejected as soon as that is known.
+        attempts: tries of a picture; what is refused for good (404, ...) is not tried again.
+        longest_wait: seconds between two tries, whatever the server asks for.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    connections: int = 32
+    ahead: int = 128
+    timeout: float = 20.0
+    max_bytes: int = 32 << 20
+    attempts: int = 4
+    longest_wait: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("connections", "ahead", "timeout", "max_bytes", "attempts"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} {getattr(self, name)!r} must be above 0")
+
+
+class Fetcher:
+    """Fetches pictures on a thread of its own with one event loop; a context manager."""
+
+    def __init__(self, limits: FetchLimits | None = None) -> None:
+        self.limits = limits or FetchLimits()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: httpx.AsyncClient | None = None
+
+    def __enter__(self) -> Fetcher:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._loop = None
+
+    def ahead(
+        self, values: Iterable[T], address: Callable[[T], str | None]
+    ) -> Iterator[tuple[T, bytes | InputError | None]]:
+        """Every value with its picture, in order, the next ones being fetched meanwhile.
+
+        Args:
+            address: of a value's picture; None for none.
+
+        Yields:
+            The value, and its picture's bytes, or why there are none; None without an address.
+        """
+        waiting: deque[tuple[T, Future | None]] = deque()
+        try:
+            for value in values:
+                url = address(value)
+                waiting.append((value, None if url is None else self._submit(url)))
+                if len(waiting) > self.limits.ahead or url is None:
+                    # values without an address are not held back by those that have one
+                    while waiting and (len(waiting) > self.limits.ahead or waiting[0][1] is None):
+                        yield self._done(*waiting.popleft())
+            while waiting:
+                yield self._done(*waiting.popleft())
+        finally:
+            for _, future in waiting:
+                if future is not None:
+                    future.cancel()
+
+    @staticmethod
+    def _done(value: T, future: Future | None) -> tuple[T, bytes | InputError | None]:
+        return value, None if future is None else future.result()
+
+    def _submit(self, url: str) -> Future:
+        if self._loop is None:
+            self._start()
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(self._fetch(url), self._loop)
+
+    def _start(self) -> None:
+        try:
+            import httpx
+            import tenacity  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("fetching pictures", "httpx and tenacity", "url") from error
+        limits = self.limits
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="tigerfg-fetch", daemon=True
+        )
+        self._thread.start()
+        self._client = httpx.AsyncClient(
+            limits=httpx.Limits(max_connections=limits.connections),
+            timeout=httpx.Timeout(limits.timeout, pool=None),
+            follow_redirects=True,
+            max_redirects=5,
+        )
+
+    async def _stop(self) -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert self._client is not None
+        await self._client.aclose()
+
+    async def _fetch(self, url: str) -> bytes | InputError:
+        import httpx
+        from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
+
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self.limits.attempts),
+            retry=retry_if_exception(_worth_another_try),
+            wait=self._pause,
+            reraise=True,
+        )
+        try:
+            return await retrying(self._get, url)
+        except httpx.HTTPStatusError as error:
+            answer = error.response
+            return InputError(f"{url}: HTTP {answer.status_code} {answer.reason_phrase}".rstrip())
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            return InputError(f"{url}: {' '.join(reason.split())}")
+        except InputError as error:
+            return error
+
+    async def _get(self, url: str) -> bytes:
+        assert self._client is not None
+        most = self.limits.max_bytes
+        async with self._client.stream("GET", url) as answer:
+            answer.raise_for_status()
+            said = answer.headers.get("content-length", "")
+            parts: list[bytes] = []
+            size = int(said) if said.isdecimal() else 0
+            if size <= most:
+                size = 0
+                async for part in answer.aiter_bytes():
+                    parts.append(part)
+                    size += len(part)
+                    if size > most:
+                        break
+            if size > most:
+                raise InputError(f"{url}: more than {most} bytes")
+            return b"".join(parts)
+
+    def _pause(self, state: RetryCallState) -> float:
+        """Seconds until the next try: what the server asks for, else 0.5, 1, 2, ... and some."""
+        answer = getattr(state.outcome.exception(), "response", None)
+        asked = "" if answer is None else answer.headers.get("retry-after", "")
+        wait = float(asked) if asked.isdecimal() else 0.5 * 2 ** (state.attempt_number - 1)
+        return min(wait * random.uniform(1.0, 1.25), self.limits.longest_wait)
+
+
+def _worth_another_try(error: BaseException) -> bool:
+    import httpx
+
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in (408, 425, 429) or error.response.status_code >= 500
+    return isinstance(error, httpx.TransportError) and not isinstance(
+        error, httpx.UnsupportedProtocol
+    )
+
+
+def is_address(image: object) -> bool:
+    """Whether an image source is an address that can be fetched."""
+    return isinstance(image, str) and image.lower().startswith(SCHEMES)
