@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,7 @@ from tigerfg.index.build import exact_neighbours
 from tigerfg.index.collection import Collection
 from tigerfg.index.plan import IndexSettings, list_count
 from tigerfg.index.store import Record
-from tigerfg.index.vectors import STAMP_FILE, VECTORS_FILE, VectorRows
+from tigerfg.index.vectors import STAMP_FILE, VectorRows
 
 DIM, LISTS = 32, 16
 FACTORIES = (f"IVF{LISTS},RaBitQfs", f"IVF{LISTS},PQ16x4fs", f"OPQ16,IVF{LISTS},PQ16x4fs")
@@ -66,6 +68,15 @@ def recall(collection: Collection, held: dict[int, np.ndarray], queries: np.ndar
         assert [m.score for m in found] == sorted((m.score for m in found), reverse=True)
         hits += len(set(best) & set(names[np.argsort(-scores)[:10]].tolist()))
     return hits / (10 * len(queries))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tests run side by side: OpenMP's threads would wait for each other."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(threads)
 
 
 @pytest.fixture
@@ -147,7 +158,7 @@ def test_few_allowed_items_are_compared_exactly(filled: Path) -> None:
         assert len(set(numbers(matches)) & set(best.tolist())) >= 19  # fp16 may swap the last two
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["put", "replace", "delete", "flush"]), st.integers(0, 400)),
@@ -185,7 +196,24 @@ def test_any_history_is_found_as_it_is(
     collection.close()
 
 
-@pytest.mark.parametrize("file", [ivf.INDEX_FILE, VECTORS_FILE, STAMP_FILE])
+def test_a_writer_keeps_few_vectors_in_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collection = create(path)
+    collection.put(records(0, vectors(3000)))
+    store = collection._store
+    monkeypatch.setattr(store, "vectors_since", lambda n: type(store).vectors_since(store, n, 100))
+    monkeypatch.setattr("tigerfg.index.vectors.MOST_TAIL", 4)
+    rows = VectorRows(store, fresh=True)
+    assert len(rows._tail) < 4
+    [file] = path.glob("vectors-*.f16")
+    assert file.stat().st_size >= 2600 * (8 + 2 * DIM)
+    again = VectorRows(store)
+    ids = store.ids()
+    np.testing.assert_array_equal(rows.get(ids), again.get(ids))
+    np.testing.assert_allclose(rows.get(ids), vectors(3000), atol=1e-3)
+    collection.close()
+
+
+@pytest.mark.parametrize("file", [ivf.INDEX_FILE, "vectors-*.f16", STAMP_FILE])
 @pytest.mark.parametrize("damage", ["gone", "cut", "flip", "empty"])
 def test_a_damaged_file_costs_nothing_but_time(
     path: Path, caplog: pytest.LogCaptureFixture, file: str, damage: str
@@ -195,7 +223,7 @@ def test_a_damaged_file_costs_nothing_but_time(
     collection.put(records(0, values))
     collection.optimize()
     collection.close()
-    target = path / file
+    [target] = path.glob(file)
     content = bytearray(target.read_bytes())
     if damage == "gone":
         target.unlink()
@@ -268,6 +296,7 @@ def test_auto_builds_by_itself_when_the_catalogue_has_grown(
     assert collection.stats().kind == "IVF64,RaBitQfs2"  # twice of what it was trained on
     collection.close()
     assert not (path / "flat.index").exists()
+    assert len(list(path.glob("vectors-*.f16"))) == 1  # that of the first index is gone
     with Reopened(path, read_only=True) as reader:
         assert reader.stats().kind == "IVF64,RaBitQfs2"
 

@@ -34,7 +34,8 @@ class Point(NamedTuple):
 
 
 def build(store: Store, factory: str, target_recall: float) -> IvfIndex:
-    """Train, fill and tune an index over all stored items; call inside a snapshot of the store.
+    """Train, fill and tune an index over all stored items; call inside a snapshot of the store, in
+    the process that writes to the catalogue.
 
     Args:
         factory: faiss factory string of an IVF index.
@@ -48,7 +49,7 @@ def build(store: Store, factory: str, target_recall: float) -> IvfIndex:
     index = require_ivf(factory, store.meta.embedding_dim)
     faiss = import_faiss()
     ivf = faiss.extract_index_ivf(index)
-    rows = VectorRows(store)
+    rows = VectorRows(store, fresh=True)
     ids = store.ids()
     rng = np.random.default_rng(SEED)
     mixed = rng.permutation(ids)

@@ -22,7 +22,6 @@ INDEX_FILE = "ivf.index"
 EXACT_MOST = 4096  # allowed items up to which their vectors are simply compared
 CANDIDATES = 5000  # a query; more only if k is larger
 AT_ONCE = 64  # queries refined at once
-MOST_WASTED = 0.3  # rows of removed items, as a share of the others, before they are left out
 
 logger = logging.getLogger("tigerfg")
 
@@ -43,6 +42,7 @@ class IvfIndex:
         self._index, self._number, self.notes = loaded
         self._ivf = self._faiss.extract_index_ivf(self._index)
         self._live = np.zeros(0, bool)  # by internal id
+        self._packed: np.ndarray | None = None  # bitmap of the live ids, when it is needed
         self._count = self._dead = 0
         self._mark(_ids_of(self._faiss, self._ivf))
         self.sync()
@@ -63,9 +63,8 @@ class IvfIndex:
 
     @property
     def changed(self) -> float:
-        """Items removed from or added to what the index was trained on, as a share of that."""
-        grown = max(0, self._count - self.notes["trained"])
-        return (grown + self._dead) / max(1, self.notes["trained"])
+        """Items added to and removed from what the index was trained on, as a share of that."""
+        return (2 * len(self._rows) - self._count - self.notes["trained"]) / self.notes["trained"]
 
     @property
     def drift(self) -> float:
@@ -82,6 +81,10 @@ class IvfIndex:
         self._store = store
         self._rows.attach(store)
 
+    def sweep(self) -> None:
+        """Remove vectors files that this index does not use."""
+        self._rows.sweep()
+
     def sync(self) -> None:
         """Catch up with the store; interrupted, it goes on where it was at the next call."""
         self._rows.sync()
@@ -92,6 +95,7 @@ class IvfIndex:
         removed = removed[removed < len(self._live)]
         removed = removed[self._live[removed]]
         self._live[removed] = False
+        self._packed = None
         self._count -= len(removed)
         self._dead += len(removed)
         for ids, vectors in self._store.vectors_since(self._number):
@@ -149,8 +153,7 @@ class IvfIndex:
         Returns whether the index file was written.
         """
         self.purge()
-        wasted = len(self._rows) - self._count
-        self._rows.save(np.flatnonzero(self._live) if wasted > MOST_WASTED * self._count else None)
+        self._rows.save()
         return save_index(
             self._store.path / INDEX_FILE,
             self._store,
@@ -173,12 +176,15 @@ class IvfIndex:
             grown[: len(self._live)] = self._live
             self._live = grown
         self._live[ids] = True
+        self._packed = None
         self._count += len(ids)
 
     def _bits(self, allowed: np.ndarray | None) -> np.ndarray | None:
         """The bitmap of ids that may come back, None for all."""
         if allowed is None:
-            return np.packbits(self._live, bitorder="little") if self._dead else None
+            if self._packed is None and self._dead:
+                self._packed = np.packbits(self._live, bitorder="little")
+            return self._packed if self._dead else None
         mask = np.zeros_like(self._live)
         mask[allowed] = True
         return np.packbits(mask, bitorder="little")

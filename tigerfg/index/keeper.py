@@ -122,6 +122,7 @@ class IndexKeeper:
                 built.sync()
                 self._index = built
                 self.save()
+                built.sweep()
 
     def save(self) -> None:
         """Write the index file of the current index and remove that of another kind."""

@@ -1,16 +1,20 @@
 """The stored vectors again, as rows that can be read without SQLite: for refinement, and to build.
 
-`vectors.f16` holds records (internal id, float16 vector) in the order of storing and is only ever
-appended to; `vectors.json`, replaced as a whole, says how many of them count, and their CRC-32.
-Rows are mapped, not read: what a search touches is in the page cache, the process keeps the ids and
-what the store holds beyond the file. Derived like the index files, never the truth.
+A vectors-*.f16 file holds records (internal id, float16 vector) in the order of storing and is only
+ever appended to; `vectors.json`, replaced as a whole, names it and says how many records count, and
+their CRC-32. Rows are mapped, not read: what a search touches is in the page cache; the process
+keeps the ids, and what the store holds beyond the file. Derived like the index files, never the
+truth.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
+import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,25 +25,34 @@ import numpy as np
 from tigerfg.index.database import fsync_directory
 from tigerfg.index.store import Store
 
-VECTORS_FILE, STAMP_FILE = "vectors.f16", "vectors.json"
+STAMP_FILE = "vectors.json"
 BLOCK = 16_384  # rows read at once
+MOST_TAIL = 16  # blocks kept in memory while a fresh file is filled
+
+_NAME = re.compile(r"vectors-[0-9a-f]{32}\.f16")
 
 logger = logging.getLogger("tigerfg")
 
 
 class VectorRows:
-    """Float16 vectors by internal id; ids of removed items stay until `save(compact=True)`.
+    """Float16 vectors by internal id; those of removed items stay until a fresh file is made.
 
-    Not thread-safe; create it and call `sync` inside one ``store.snapshot()``.
+    Not thread-safe; create it and call `sync` inside one ``store.snapshot()``. It writes to a file
+    of its own, or goes on in the one that it was loaded from: no two may go on in the same.
+
+    Args:
+        fresh: begin a new file and fill it while catching up, so that a whole catalogue is never in
+            memory. For the process that writes to the catalogue.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._path = store.path / VECTORS_FILE
+    def __init__(self, store: Store, fresh: bool = False) -> None:
+        self._store, self._fresh = store, fresh
         self._dtype = np.dtype([("id", "<i8"), ("vector", "<f2", (store.meta.embedding_dim,))])
-        self._number, self._rows, self._crc = 0, np.zeros(0, self._dtype), 0
-        self._tail: list[np.ndarray] = []
-        self._load()
+        self._name = f"vectors-{uuid.uuid4().hex}.f16"
+        self._number, self._crc = 0, 0
+        self._rows, self._tail = np.zeros(0, self._dtype), []
+        if not fresh:
+            self._load()
         self._ids = np.array(self._rows["id"])
         self.sync()
 
@@ -62,6 +75,10 @@ class VectorRows:
             rows["id"], rows["vector"] = new, vectors
             self._tail.append(rows)
             ids.append(new)
+            if self._fresh and len(self._tail) >= MOST_TAIL:
+                self._ids, self._number = np.concatenate(ids), int(new[-1])
+                ids = [self._ids]
+                self.save()
         self._ids, self._number = np.concatenate(ids), number
 
     def get(self, ids: np.ndarray) -> np.ndarray:
@@ -69,6 +86,34 @@ class VectorRows:
         found = self._stored(ids).astype(np.float32)
         found /= np.linalg.norm(found, axis=1, keepdims=True)
         return found
+
+    def blocks(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """These ids, ascending, and their vectors, block by block."""
+        for start in range(0, len(ids), BLOCK):
+            part = ids[start : start + BLOCK]
+            yield part, self.get(part)
+
+    def save(self) -> None:
+        """Append what the file lacks; a failure is logged, never raised."""
+        try:
+            if self._tail:
+                self._append()
+            self._stamp()
+            self._rows, self._tail = self._mapped(self._name, len(self._ids)), []
+        except OSError as error:
+            reason = error.strerror or error
+            logger.warning(
+                "%s: vectors not saved, the next start reads the store: %s",
+                self._store.path,
+                reason,
+            )
+
+    def sweep(self) -> None:
+        """Remove the files of others: of builds that were replaced or died."""
+        for file in self._store.path.glob("vectors-*.f16"):
+            if file.name != self._name and _NAME.fullmatch(file.name):
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
     def _stored(self, ids: np.ndarray) -> np.ndarray:
         places = np.searchsorted(self._ids, ids)
@@ -83,55 +128,25 @@ class VectorRows:
         found[~here] = self._tail[0]["vector"][places[~here] - mapped]
         return found
 
-    def blocks(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """These ids, ascending, and their vectors, block by block."""
-        for start in range(0, len(ids), BLOCK):
-            part = ids[start : start + BLOCK]
-            yield part, self.get(part)
-
-    def save(self, live: np.ndarray | None = None) -> None:
-        """Append what the file lacks, or write it anew; a failure is logged, never raised.
-
-        Args:
-            live: ids to keep, ascending: the file is written anew with nothing else. None: append.
-        """
-        try:
-            if live is not None:
-                self._rewrite(live)
-            elif self._tail:
-                with open(self._path, "r+b" if len(self._rows) else "wb") as file:
-                    file.seek(len(self._rows) * self._dtype.itemsize)
-                    for rows in self._tail:
-                        self._crc = zlib.crc32(rows.tobytes(), self._crc)
-                        file.write(rows.tobytes())
-                    _sync(file)
-            self._stamp(len(self._ids))
-            self._rows, self._tail = self._mapped(len(self._ids)), []
-        except OSError as error:
-            logger.warning("%s not saved, the next start reads the store: %s", self._path, error)
-
-    def _rewrite(self, live: np.ndarray) -> None:
-        fresh, crc = Path(f"{self._path}.new"), 0
-        with open(fresh, "wb") as file:
-            for start in range(0, len(live), BLOCK):
-                ids = live[start : start + BLOCK]
-                rows = np.empty(len(ids), self._dtype)
-                rows["id"], rows["vector"] = ids, self._stored(ids)
-                crc = zlib.crc32(rows.tobytes(), crc)
-                file.write(rows.tobytes())
+    def _append(self) -> None:
+        path, crc = self._store.path / self._name, self._crc
+        with open(path, "r+b" if len(self._rows) else "wb") as file:
+            file.seek(len(self._rows) * self._dtype.itemsize)
+            for rows in self._tail:
+                content = rows.tobytes()
+                crc = zlib.crc32(content, crc)
+                file.write(content)
             _sync(file)
-        # The old stamp would not fit the new rows: without one the next start reads the store.
-        (self._store.path / STAMP_FILE).unlink(missing_ok=True)
-        os.replace(fresh, self._path)
-        self._ids, self._crc = np.array(live, np.int64), crc
+        self._crc = crc
 
-    def _stamp(self, rows: int) -> None:
+    def _stamp(self) -> None:
         file = self._store.path / STAMP_FILE
         fresh = Path(f"{file}.new")
         stamp = {
             "catalog_id": self._store.meta.catalog_id,
             "number": self._number,
-            "rows": rows,
+            "file": self._name,
+            "rows": len(self._ids),
             "crc32": self._crc,
         }
         with open(fresh, "w", encoding="utf-8") as opened:
@@ -142,29 +157,32 @@ class VectorRows:
 
     def _load(self) -> None:
         """Map the rows that the stamp vouches for; nothing where there is no usable file."""
-        file = self._store.path / STAMP_FILE
         try:
-            stamp = json.loads(file.read_text())
+            stamp = json.loads((self._store.path / STAMP_FILE).read_text())
+            if not _NAME.fullmatch(stamp["file"]):
+                raise ValueError(f"{stamp['file']!r} is no name of vectors")
             if stamp["catalog_id"] != self._store.meta.catalog_id:
-                raise ValueError("it belongs to another catalogue")
+                raise ValueError("they belong to another catalogue")
             if stamp["number"] > self._store.number:
-                raise ValueError("it is newer than the store")
-            rows = self._mapped(stamp["rows"])
+                raise ValueError("they are newer than the store")
+            rows = self._mapped(stamp["file"], stamp["rows"])
             if zlib.crc32(rows) != stamp["crc32"]:
-                raise ValueError("its checksum is wrong")
+                raise ValueError("their checksum is wrong")
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is read from the store: %s", self._path, error)
+            logger.warning("%s: vectors are read from the store: %s", self._store.path, error)
             return
-        self._number, self._rows, self._crc = stamp["number"], rows, stamp["crc32"]
+        self._name, self._rows = stamp["file"], rows
+        self._number, self._crc = stamp["number"], stamp["crc32"]
 
-    def _mapped(self, rows: int) -> np.ndarray:
+    def _mapped(self, name: str, rows: int) -> np.ndarray:
         if not rows:
             return np.zeros(0, self._dtype)
-        if os.path.getsize(self._path) < rows * self._dtype.itemsize:
-            raise ValueError("it is truncated")
-        return np.memmap(self._path, self._dtype, "r", shape=(rows,))
+        path = self._store.path / name
+        if os.path.getsize(path) < rows * self._dtype.itemsize:
+            raise ValueError("they are truncated")
+        return np.memmap(path, self._dtype, "r", shape=(rows,))
 
 
 def _sync(file: IO[Any]) -> None:
