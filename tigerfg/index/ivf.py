@@ -21,7 +21,6 @@ from tigerfg.index.vectors import VectorRows
 INDEX_FILE = "ivf.index"
 EXACT_MOST = 4096  # allowed items up to which their vectors are simply compared
 CANDIDATES = 5000  # a query; more only if k is larger
-AT_ONCE = 64  # queries refined at once
 
 logger = logging.getLogger("tigerfg")
 
@@ -133,11 +132,8 @@ class IvfIndex:
             if probed == self._ivf.nlist or (ids[:, k - 1] >= 0).all():
                 break
             probed = min(4 * probed, self._ivf.nlist)
-        parts = [
-            _best(*self._scored(queries[s : s + AT_ONCE], ids[s : s + AT_ONCE]), k)
-            for s in range(0, len(queries), AT_ONCE)
-        ]
-        scores, best = (np.concatenate(column) for column in zip(*parts, strict=True))
+        found = [self._refined(query, row, k) for query, row in zip(queries, ids, strict=True)]
+        scores, best = (np.stack(column) for column in zip(*found, strict=True))
         return scores, best
 
     def purge(self) -> None:
@@ -160,15 +156,14 @@ class IvfIndex:
             Loaded(self._index, self._number, self.notes),
         )
 
-    def _scored(self, queries: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Exact scores of candidates (B, C); -inf where there is none (id -1)."""
-        known, places = np.unique(ids, return_inverse=True)
-        missing = int(known[0] < 0)
-        vectors = self._rows.get(known[missing:])
-        places = places.reshape(ids.shape) - missing
-        scores = np.einsum("be,bce->bc", queries, vectors[places])
-        scores[ids < 0] = -np.inf
-        return scores, ids
+    def _refined(
+        self, query: np.ndarray, candidates: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Exact scores and ids (k,) of the best candidates (C,), of which -1 is none."""
+        ids = candidates[candidates >= 0]
+        scores = self._rows.get(ids) @ query
+        order = np.lexsort((ids, -scores))[:k]
+        return scores[order], ids[order]
 
     def _mark(self, ids: np.ndarray) -> None:
         if len(ids) and (highest := int(ids.max())) >= len(self._live):

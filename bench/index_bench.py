@@ -1,0 +1,328 @@
+"""Our index beside faiss flat, faiss HNSW, usearch and hnswlib, at equal recall.
+
+    python bench/index_bench.py --suite SUITE --items 1000000 --out FOLDER [--results FOLDER]
+
+Vectors: the embeddings of a suite's pictures by the shipped `tiny` (`tigerfg suite SUITE --pairs 0
+--eval 5000`), and, to get to millions, children of them: an item moved along the difference of two
+of its near neighbours, so that clusters and local directions are those of real embeddings. Queries:
+the suite's query photos, which no index has seen. Every contender runs in the same process on the
+same vectors, one after the other; a point is the cheapest setting that reaches a recall. What was
+built is kept in --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import faiss
+import numpy as np
+from conditions import conditions
+from engine_report import markdown
+
+from tigerfg.index.build import build
+from tigerfg.index.ivf import INDEX_FILE, IvfIndex
+from tigerfg.index.plan import IndexSettings
+from tigerfg.index.store import Record, Store
+
+HERE = Path(__file__).resolve().parent
+K, RECALLS = 10, (0.90, 0.95, 0.99)
+QUERIES, BATCH = 1000, 64
+NEAR = 8  # neighbours whose differences move a child
+AT_ONCE = 4096
+OURS = "tigerfg"
+Search = Callable[[np.ndarray], np.ndarray]  # queries (B, E) -> ids (B, K)
+
+
+class Point(NamedTuple):
+    """One setting of one contender: ms a query one at a time, and in batches of 64."""
+
+    setting: str
+    recall: float
+    ms_one: float
+    ms_batch: float
+
+
+def real_embeddings(suite: Path, out: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Item and query embeddings of a suite, float32, encoded once."""
+    file = out / "real.npz"
+    if not file.exists():
+        from tigerfg.benchmark.selection import Selection
+        from tigerfg.bundle import Bundle
+        from tigerfg.encoder import Encoder
+        from tigerfg.engines import open_engine
+
+        bundle = Bundle.open("tiny")
+        encoder = Encoder(bundle, open_engine(bundle))
+        items, queries = [], []
+        for layout in ("standard", "cluttered"):
+            chosen = Selection.read(suite / layout, None)
+            encoded = encoder.encode_items(chosen.items)
+            items += [one.embedding for one in encoded]
+            if not queries:
+                queries = list(encoder.encode_queries([(q.image, q.box) for q in chosen.queries]))
+        encoder.close()
+        np.savez(file, items=np.stack(items), queries=np.stack(queries))
+    stored = np.load(file)
+    return stored["items"], stored["queries"]
+
+
+def grown(items: np.ndarray, count: int, file: Path) -> np.ndarray:
+    """`count` vectors, mapped: the real ones first, then children of random ones.
+
+    Float16, as a catalogue stores them: with more digits the truth would not be that of the store.
+    """
+    if not file.exists():
+        rng = np.random.default_rng(0)
+        flat = faiss.IndexFlatIP(items.shape[1])
+        flat.add(items)
+        near = flat.search(items, NEAR + 1)[1][:, 1:]
+        staged = np.lib.format.open_memmap(
+            file.with_suffix(".part"), "w+", np.float16, (count, items.shape[1])
+        )
+        staged[: len(items)] = items[:count]
+        for start in range(len(items), count, AT_ONCE):
+            size = min(AT_ONCE, count - start)
+            parent = rng.integers(0, len(items), size)
+            a, b = (near[parent, rng.integers(0, NEAR, size)] for _ in range(2))
+            step = rng.uniform(0.3, 1.0, (size, 1)).astype(np.float32)
+            child = items[parent] + step * (items[a] - items[b])
+            staged[start : start + size] = child / np.linalg.norm(child, axis=1, keepdims=True)
+        staged.flush()
+        file.with_suffix(".part").rename(file)
+    return np.load(file, mmap_mode="r")
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Float32 of length 1."""
+    wide = vectors.astype(np.float32)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+
+def exact(vectors: np.ndarray, queries: np.ndarray, file: Path) -> np.ndarray:
+    """Ids (Q, K) of the nearest vectors, block by block."""
+    if not file.exists():
+        best = faiss.ResultHeap(len(queries), K, keep_max=True)
+        for start in range(0, len(vectors), 65_536):
+            flat = faiss.IndexFlatIP(vectors.shape[1])
+            flat.add(unit(vectors[start : start + 65_536]))
+            scores, ids = flat.search(queries, K)
+            best.add_result(scores, ids + start)
+        best.finalize()
+        np.save(file, best.I)
+    return np.load(file)
+
+
+class Contender(NamedTuple):
+    """An index that was built: its searches by setting, cheapest first, and what it costs."""
+
+    name: str
+    settings: Iterable[tuple[str, Search]]
+    build_s: float
+    bytes_item: float
+    note: str = ""
+
+
+def ours(vectors: np.ndarray, out: Path, factory: str) -> Contender:
+    """The catalogue's own index on a store of these vectors; memory without the mapped rows."""
+    folder = out / f"store-{len(vectors)}"
+    if not (folder / "catalog.sqlite").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        store = Store.create(
+            folder, model="bench", fingerprint="0" * 64, embedding_dim=vectors.shape[1]
+        )
+        grid = np.ones((1, 1), np.float32)
+        for start in range(0, len(vectors), AT_ONCE):
+            part = vectors[start : start + AT_ONCE]
+            store.put(
+                [
+                    Record(f"i{n}", b"", json.dumps({"item_id": f"i{n}"}), vector, grid)
+                    for n, vector in enumerate(part, start)
+                ]
+            )
+        store.close()
+    store = Store.open(folder)
+    with store.snapshot():
+        started = time.perf_counter()
+        index = build(store, factory, 0.95)
+        seconds = time.perf_counter() - started
+        index.save()
+    size = (folder / INDEX_FILE).stat().st_size + 9 * len(vectors)  # ids of the rows, live flags
+
+    def settings() -> Iterator[tuple[str, Search]]:
+        chosen = {p["factor"] for p in index.notes["curve"]}
+        for factor in sorted(chosen):
+            nprobe = 1
+            while nprobe <= index.lists:
+                yield f"nprobe {nprobe}, {factor} candidates", searcher(index, nprobe, factor)
+                nprobe *= 2
+
+    return Contender(f"{OURS} {factory}", settings(), seconds, size / len(vectors), "rows mapped")
+
+
+def searcher(index: IvfIndex, nprobe: int, factor: int) -> Search:
+    def search(queries: np.ndarray) -> np.ndarray:
+        index.notes |= {"nprobe": nprobe, "factor": factor}
+        return index.search(queries, K)[1] - 1  # internal ids count from 1
+
+    return search
+
+
+def faiss_flat(vectors: np.ndarray) -> Contender:
+    started = time.perf_counter()
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    for start in range(0, len(vectors), 65_536):
+        index.add(unit(vectors[start : start + 65_536]))
+    seconds = time.perf_counter() - started
+    return Contender(
+        "faiss flat", [("exact", lambda q: index.search(q, K)[1])], seconds, 4 * vectors.shape[1]
+    )
+
+
+def faiss_hnsw(vectors: np.ndarray, out: Path) -> Contender:
+    file = out / f"hnsw-{len(vectors)}.index"
+    started = time.perf_counter()
+    if not file.exists():
+        index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = 200
+        index.add(unit(vectors))
+        seconds = time.perf_counter() - started
+        faiss.write_index(index, str(file))
+        file.with_suffix(".json").write_text(json.dumps(seconds))
+    index = faiss.read_index(str(file))
+
+    def at(ef: int) -> Search:
+        parameters = faiss.SearchParametersHNSW(efSearch=ef)
+        return lambda queries: index.search(queries, K, params=parameters)[1]
+
+    return Contender(
+        "faiss HNSW32",
+        [(f"efSearch {ef}", at(ef)) for ef in (10, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)],
+        json.loads(file.with_suffix(".json").read_text()),
+        file.stat().st_size / len(vectors),
+    )
+
+
+def usearch(vectors: np.ndarray, out: Path, dtype: str) -> Contender | None:
+    try:
+        from usearch.index import Index
+    except ImportError:
+        return None
+    file = out / f"usearch-{dtype}-{len(vectors)}.index"
+    index = Index(ndim=vectors.shape[1], metric="ip", dtype=dtype, connectivity=32)
+    started = time.perf_counter()
+    if not file.exists():
+        index.add(np.arange(len(vectors)), unit(vectors))
+        seconds = time.perf_counter() - started
+        index.save(str(file))
+        file.with_suffix(".json").write_text(json.dumps(seconds))
+    index.load(str(file))
+
+    def at(ef: int) -> Search:
+        def search(queries: np.ndarray) -> np.ndarray:
+            index.expansion_search = ef
+            return np.atleast_2d(index.search(queries, K, threads=1).keys).astype(np.int64)
+
+        return search
+
+    return Contender(
+        f"usearch {dtype}",
+        [(f"expansion {ef}", at(ef)) for ef in (10, 16, 32, 64, 128, 256, 512, 1024)],
+        json.loads(file.with_suffix(".json").read_text()),
+        file.stat().st_size / len(vectors),
+    )
+
+
+def measure(search: Search, queries: np.ndarray, truth: np.ndarray, setting: str) -> Point:
+    """Recall, and medians over all queries, one at a time and in batches."""
+    found = np.concatenate([search(queries[n : n + BATCH]) for n in range(0, len(queries), BATCH)])
+    hits = [len(set(a.tolist()) & set(b.tolist())) for a, b in zip(found, truth, strict=True)]
+    ones, batches = [], []
+    for query in queries[:300]:
+        started = time.perf_counter()
+        search(query[None])
+        ones.append(time.perf_counter() - started)
+    for n in range(0, len(queries) - BATCH + 1, BATCH):
+        started = time.perf_counter()
+        search(queries[n : n + BATCH])
+        batches.append((time.perf_counter() - started) / BATCH)
+    recall = sum(hits) / truth.size
+    return Point(setting, recall, 1e3 * float(np.median(ones)), 1e3 * float(np.median(batches)))
+
+
+def curve(contender: Contender, queries: np.ndarray, truth: np.ndarray) -> list[Point]:
+    """Points up to the highest recall that is asked for."""
+    points = []
+    for setting, search in contender.settings:
+        points.append(measure(search, queries, truth, setting))
+        print(f"{contender.name}: {points[-1]}", flush=True)
+    return points
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="vectors and indexes")
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--factory", nargs="*", help="of ours; what auto takes, and PQ64")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    faiss.omp_set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    items, queries = real_embeddings(options.suite, options.out)
+    rng = np.random.default_rng(1)
+    queries = np.ascontiguousarray(queries[rng.permutation(len(queries))[:QUERIES]])
+    vectors = grown(items, options.items, options.out / f"vectors-{options.items}.npy")
+    truth = exact(vectors, queries, options.out / f"truth-{options.items}.npy")
+    auto = IndexSettings().choose(options.items, vectors.shape[1])
+    lists = auto.split(",")[0]
+    factories = options.factory or [auto, f"{lists},RaBitQfs", f"{lists},PQ64x4fs", f"{lists},PQ64"]
+    makers: list[Callable[[], Contender | None]] = [
+        *(lambda f=f: ours(vectors, options.out, f) for f in factories),
+        lambda: faiss_flat(vectors),
+        lambda: faiss_hnsw(vectors, options.out),
+        *(lambda d=d: usearch(vectors, options.out, d) for d in ("f16", "i8")),
+    ]
+    rows: list[dict[str, Any]] = []
+    for make in makers:
+        contender = make()
+        if contender is None:
+            continue
+        points = curve(contender, queries, truth)
+        row = {"name": contender.name, "build_s": contender.build_s, "note": contender.note}
+        row |= {"bytes_item": contender.bytes_item, "curve": [p._asdict() for p in points]}
+        rows.append(row)
+        del contender
+        gc.collect()
+        content = {"items": options.items, "real": len(items), "queries": len(queries)}
+        content |= {"threads": options.threads, "conditions": conditions(), "rows": rows}
+        file = options.results / f"index_{options.items}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=1) + "\n")
+    print(table(rows))
+    return 0
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    body = []
+    for row in rows:
+        cells = [row["name"], f"{row['bytes_item']:.0f}", f"{row['build_s']:.0f}"]
+        for wanted in RECALLS:
+            good = [p for p in row["curve"] if p["recall"] >= wanted]
+            best = min(good, key=lambda p: p["ms_one"], default=None)
+            cells.append(f"{best['ms_one']:.3f} / {best['ms_batch']:.3f}" if best else "–")
+        body.append(cells)
+    heads = ["", "bytes an item", "build s", *(f"recall@10 {r:.2f}" for r in RECALLS)]
+    return "\n".join(markdown(heads, body))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
