@@ -22,6 +22,7 @@ from tigerfg.errors import CatalogError
 from tigerfg.index.store import Store
 from tigerfg.searcher import Searcher
 
+LISTS = "IVF2,SQfp16"  # two lists, both probed: exact, but with all files of an approximate index
 WRITER = """
     import itertools, os, sys
     sys.path.insert(0, sys.argv[1])
@@ -32,7 +33,10 @@ WRITER = """
         os.write(1, f"{kind} {first} {last}\\n".encode())  # one write: never half a line
 
     start = int(sys.argv[3])
-    with Searcher.create(sys.argv[2], FakeBundle(), engine=FakeEngine(), exist_ok=True) as searcher:
+    with Searcher.create(
+        sys.argv[2], FakeBundle(), engine=FakeEngine(), exist_ok=True, index=sys.argv[4],
+        target_recall=0.999,
+    ) as searcher:
         say("open", start, start)
         # One add that runs until the kill; every batch is acknowledged through progress. Now and
         # then the oldest items of this run are deleted or replaced, and the index file rewritten.
@@ -55,7 +59,9 @@ WRITER = """
 """
 
 
-def kill_writer(path: Path, start: int, rng: random.Random) -> list[tuple[str, int, int]]:
+def kill_writer(
+    path: Path, start: int, rng: random.Random, index: str
+) -> list[tuple[str, int, int]]:
     """Run the writer, kill it some lines and some milliseconds later, return what it said."""
     process = subprocess.Popen(
         [
@@ -65,6 +71,7 @@ def kill_writer(path: Path, start: int, rng: random.Random) -> list[tuple[str, i
             str(Path(__file__).parent),
             str(path),
             str(start),
+            index,
         ],
         stdout=subprocess.PIPE,
     )
@@ -100,14 +107,14 @@ def check_after_kill(path: Path, stored: set[int], gone: set[int], maybe: set[in
         return len(present)
 
 
-def storm(path: Path, kills: int, seed: int) -> tuple[int, int]:
+def storm(path: Path, kills: int, seed: int, index: str = "auto") -> tuple[int, int]:
     """Kill an ingest again and again at random moments; returns items acknowledged and present."""
     rng = random.Random(seed)
     stored: set[int] = set()
     gone: set[int] = set()
     start = present = 0
     for _ in range(kills):
-        said = kill_writer(path, start, rng)
+        said = kill_writer(path, start, rng, index)
         added = [(a, b) for kind, a, b in said if kind == "added"]
         for a, b in added:
             stored.update(range(a, b))
@@ -129,20 +136,27 @@ def storm(path: Path, kills: int, seed: int) -> tuple[int, int]:
     return len(stored | gone), present
 
 
-def test_kill_at_random_moments(tmp_path):
-    acknowledged, _ = storm(tmp_path / "cat", kills=4, seed=4)
+@pytest.mark.parametrize("index", ["auto", LISTS])
+def test_kill_at_random_moments(tmp_path, index):
+    acknowledged, _ = storm(tmp_path / "cat", kills=4, seed=4, index=index)
     assert acknowledged > 0
 
 
 @pytest.mark.slow
-def test_kill_at_thirty_random_moments(tmp_path, capsys):
-    acknowledged, present = storm(tmp_path / "cat", kills=30, seed=30)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("index", "kills"), [("auto", 30), (LISTS, 100)])
+def test_kill_at_many_random_moments(tmp_path, capsys, index, kills):
+    acknowledged, present = storm(tmp_path / "cat", kills, seed=30, index=index)
+    with Searcher.open(tmp_path / "cat", FakeBundle(), read_only=True) as searcher:
+        kind = searcher.stats().kind
+    assert kind == ("flat" if index == "auto" else index)
     with capsys.disabled():
         print(
-            f"\n30 kills: {acknowledged} items acknowledged, all accounted for; {present} stored, "
-            "all found by id and by search, the rest deleted; no half-written item"
+            f"\n{kills} kills, index {kind}: {acknowledged} items acknowledged, all accounted "
+            f"for; {present} stored, all found by id and by search, the rest deleted; no "
+            "half-written item"
         )
-    assert acknowledged > 30
+    assert acknowledged > kills
 
 
 def fill_until_error(path: Path) -> tuple[int, CatalogError]:
