@@ -14,27 +14,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "bench"))  # scripts beside the package, not part of it
+sys.path.append(str(ROOT / "tests" / "training"))
 
 import claim
 import claim_evaluation
+import tiny_run
 from claim_report import write_report
 
 from tigerfg.benchmark.suite import Settings, build
 from tigerfg.errors import InputError
-from tigerfg.model.config import GroundingConfig, ModelConfig, TextConfig, VisionConfig
 from tigerfg.training.box_head import train_box_head
 from tigerfg.training.config import Stage
 
-MODEL = ModelConfig(
-    name="small",
-    vision=VisionConfig(width=40, depth=1, kernel=3),
-    text=TextConfig(width=32, depth=1, vocab_size=400, max_length=16),
-    grounding=GroundingConfig(heads=5),
-    embedding_dim=32,
-    query_size=32,
-    item_size=64,
-    item_levels=2,
-)
+MODEL = replace(tiny_run.MODEL, name="small")
 VARIANTS = ("tiger", "clip")
 
 

@@ -157,21 +157,18 @@ class Fetcher:
     async def _get(self, url: str) -> bytes:
         assert self._client is not None
         most = self.limits.max_bytes
+        too_large = InputError(f"{url}: more than {most} bytes")
         async with self._client.stream("GET", url) as answer:
             answer.raise_for_status()
             said = answer.headers.get("content-length", "")
-            parts: list[bytes] = []
-            size = int(said) if said.isdecimal() else 0
-            if size <= most:
-                size = 0
-                async for part in answer.aiter_bytes():
-                    parts.append(part)
-                    size += len(part)
-                    if size > most:
-                        break
-            if size > most:
-                raise InputError(f"{url}: more than {most} bytes")
-            return b"".join(parts)
+            if said.isdecimal() and int(said) > most:
+                raise too_large
+            content = bytearray()
+            async for part in answer.aiter_bytes():
+                content += part
+                if len(content) > most:
+                    raise too_large
+            return bytes(content)
 
     def _pause(self, state: RetryCallState) -> float:
         """Seconds until the next try: what the server asks for, else 0.5, 1, 2, ... and some."""

@@ -184,17 +184,14 @@ class Collection:
 
         An index that is due to be built is built first.
         """
-        with self._exclusive() as store:
+        with self._exclusive() as store, store.snapshot():
             store.require_writer("write the index file")
-            with store.snapshot():
-                self._keeper.current()
+            self._keeper.current()
             factory = self._keeper.due()
-        if factory:
-            self._keeper.build(factory)
-        else:
-            with self._exclusive() as store, store.snapshot():
-                self._keeper.current()
+            if factory is None:
                 self._keeper.save()
+        if factory is not None:
+            self._keeper.build(factory)
 
     def close(self) -> None:
         """Close the files and let the next writer in; a second call does nothing.

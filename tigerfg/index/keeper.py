@@ -94,8 +94,10 @@ class IndexKeeper:
                 logger.warning("%s stays with exact search: %s", self._store.path, error)
             self._refused = meta.index
             return None
-        drifted = index.drift > DRIFT and index.changed > DRIFTED
-        return factory if drifted or index.changed > MOST_CHANGED else None
+        changed = index.changed  # asked at every search: the lists are counted only if it matters
+        if changed > MOST_CHANGED or (changed > DRIFTED and index.drift > DRIFT):
+            return factory
+        return None
 
     def maintain(self) -> None:
         """Start building in the background if that is due."""

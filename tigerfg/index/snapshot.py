@@ -19,8 +19,8 @@ def copy_catalog(source: Path, target: Path) -> None:
     """Copy the catalogue in one directory, at one state of it, to a new or empty directory.
 
     The store is copied by SQLite's online backup in one read transaction, so writers and searches
-    go on meanwhile. An index file goes with it; it is taken first, so that it is
-    never newer than the store. The copy appears whole or not at all, and is a catalogue of its own.
+    go on meanwhile. An index file goes with it; it is taken first, so that it is never newer than
+    the store. The copy appears whole or not at all, and is a catalogue of its own.
 
     Raises:
         CatalogError: the target is neither new nor empty, or cannot be written; or the source
