@@ -6,7 +6,7 @@ RESULTS_DIR ?= bench/results
 # setuptools warns about every editable install with mapped packages: not the user's business
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench engines gpu claim bundle clean
+.PHONY: demo test test-milvus lint bench engines gpu claim bundle clean
 
 # What serving needs: no torch.
 $(VENV)/.cpu: pyproject.toml
@@ -27,6 +27,9 @@ demo: $(VENV)/.cpu  ## render a catalogue, index it, search it, draw the result
 test: $(VENV)/.dev  ## all tests that need no GPU
 	$(BIN)/python -m pytest tests/kernels
 	$(BIN)/python -m pytest tests --ignore=tests/kernels -n 2 --dist loadfile
+
+test-milvus: $(VENV)/.dev  ## the tests of the Searcher against a Milvus server, which it installs
+	$(BIN)/python tests/run_with_milvus.py .venv-milvus
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -56,4 +59,4 @@ bundle: $(VENV)/.dev  ## train the shipped tiny model from nothing and export it
 	$(BIN)/tigerfg-export --ckpt runs/tiny/checkpoint --out tigerfg/bundles/tiny --engine none
 
 clean:
-	rm -rf $(VENV) demo build .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-milvus demo build .pytest_cache .ruff_cache

@@ -66,7 +66,7 @@ def test_put_is_read_back_and_survives_reopening(path):
     assert len(collection) == 2
     assert collection.document("i1") == json.loads(with_text.document)
     assert collection.document("nope") is None
-    assert collection.content_hash("i2") == b"hash 2"
+    assert collection.content_hashes(["i2", "none"]) == {"i2": b"hash 2"}
     [match] = collection.search(vector(1)[None], 1)[0]
     # fp16 storage: each of 16 components is off by at most 2**-12 of itself
     assert match.score == pytest.approx(1, abs=1e-6)

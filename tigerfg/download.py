@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from tigerfg.errors import InputError, MissingExtraError
+from tigerfg.stage_clock import StageClock
 
 if TYPE_CHECKING:
     import httpx
@@ -70,17 +71,30 @@ class Fetcher:
             self._loop = None
 
     def ahead(
-        self, values: Iterable[T], address: Callable[[T], str | None]
+        self,
+        values: Iterable[T],
+        address: Callable[[T], str | None],
+        clock: StageClock | None = None,
     ) -> Iterator[tuple[T, bytes | InputError | None]]:
         """Every value with its picture, in order, the next ones being fetched meanwhile.
 
         Args:
             address: of a value's picture; None for none.
+            clock: gets the time of waiting, as the stage fetch.
 
         Yields:
             The value, and its picture's bytes, or why there are none; None without an address.
         """
         waiting: deque[tuple[T, Future | None]] = deque()
+        clock = clock or StageClock()
+
+        def done() -> tuple[T, bytes | InputError | None]:
+            value, future = waiting.popleft()
+            if future is None:
+                return value, None
+            with clock.measure("fetch"):
+                return value, future.result()
+
         try:
             for value in values:
                 url = address(value)
@@ -88,17 +102,13 @@ class Fetcher:
                 if len(waiting) > self.limits.ahead or url is None:
                     # values without an address are not held back by those that have one
                     while waiting and (len(waiting) > self.limits.ahead or waiting[0][1] is None):
-                        yield self._done(*waiting.popleft())
+                        yield done()
             while waiting:
-                yield self._done(*waiting.popleft())
+                yield done()
         finally:
             for _, future in waiting:
                 if future is not None:
                     future.cancel()
-
-    @staticmethod
-    def _done(value: T, future: Future | None) -> tuple[T, bytes | InputError | None]:
-        return value, None if future is None else future.result()
 
     def _submit(self, url: str) -> Future:
         if self._loop is None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tigerfg.errors import EngineError, InputError
 from tigerfg.images import ImageSource, crop_map, load_image, preprocess
+from tigerfg.stage_clock import StageClock
 from tigerfg.text import item_text
 
 if TYPE_CHECKING:
@@ -101,13 +102,17 @@ class Encoder:
         return [result for batch in self.stream_items(pairs) for _, result in batch]
 
     def stream_items(
-        self, tagged: Iterable[tuple[Item, T]], batch_size: int | None = None
+        self,
+        tagged: Iterable[tuple[Item, T]],
+        batch_size: int | None = None,
+        clock: StageClock | None = None,
     ) -> Iterator[list[tuple[T, EncodedItem | InputError]]]:
         """Encode any number of items in batches, reading and decoding ahead of the engine.
 
         Args:
             tagged: items, each with a tag that comes back beside its result.
             batch_size: as in the constructor.
+            clock: gets the time of the stages decode and encode.
 
         Yields:
             Batches in order. An item that cannot be encoded gives an InputError as its result and
@@ -115,15 +120,18 @@ class Encoder:
         """
         batch_size = batch_size or self.batch_size
         size = self.bundle.preprocessing.item_size
+        clock = clock or StageClock()
 
         def decode(pair: tuple[Item, T]) -> tuple[Item, T, _Pixels | InputError]:
             item, tag = pair
-            return item, tag, self._decode(item.image, None, size)
+            with clock.measure("decode"):
+                return item, tag, self._decode(item.image, None, size)
 
         decoded = self.ahead(decode, tagged, 2 * batch_size)
         while batch := list(islice(decoded, batch_size)):
             good = [(item, picture) for item, _, picture in batch if isinstance(picture, _Pixels)]
-            encoded = iter(self._run_items(*zip(*good, strict=True)) if good else ())
+            with clock.measure("encode"):
+                encoded = iter(self._run_items(*zip(*good, strict=True)) if good else ())
             yield [
                 (tag, next(encoded) if isinstance(picture, _Pixels) else picture)
                 for _, tag, picture in batch

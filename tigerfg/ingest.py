@@ -3,120 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tigerfg.download import Fetcher, FetchLimits, is_address
 from tigerfg.errors import InputError
 from tigerfg.index.store import Record
+from tigerfg.prepare import Prepared, prepare
 from tigerfg.records import Item, Rejected
 from tigerfg.results import AddReport
+from tigerfg.stage_clock import StageClock
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from tigerfg.encoder import Encoder
+    from tigerfg.encoder import EncodedItem, Encoder
     from tigerfg.index.collection import Collection
+    from tigerfg.index.milvus import MilvusCollection
 
 REJECTS_FILE = "rejects.jsonl"
 
+Entry = Item | Mapping[str, Any] | Rejected
 OnProgress = bool | Callable[["AddReport"], object] | None
 
 _NOTIFY_EVERY = 256  # skipped items, between the batches
-_BLOCK = 1 << 20
 
 logger = logging.getLogger("tigerfg")
 
 
-class Prepared(NamedTuple):
-    """An item that passed its checks, ready to be encoded and stored."""
-
-    item: Item
-    document: str  # the item's JSON form, the image as an absolute path, an address or null
-    content_hash: bytes
-
-
-def prepare(
-    entry: Item | Mapping[str, Any] | Rejected, fetched: bytes | InputError | None = None
-) -> Prepared | Rejected:
-    """Check one item and hash its record and its picture; a reject is handed through.
-
-    Args:
-        fetched: where the image is an address: its picture, or why there is none.
-    """
-    if isinstance(entry, Rejected):
-        return entry
-    item_id = None
-    try:
-        if isinstance(entry, Item):
-            item = entry
-        elif isinstance(entry, Mapping):
-            item = Item.from_dict(entry)
-        else:
-            raise InputError(f"an item is an Item or a dict, not {type(entry).__name__}")
-        item_id = item.item_id if isinstance(item.item_id, str) else None
-        item.validate()
-        if isinstance(item.image, (str, os.PathLike)):
-            name = os.fsdecode(item.image)
-            if "://" not in name:  # abspath would make a path of an address: decoding names it
-                name = os.path.abspath(name)
-            item = dataclasses.replace(item, image=name)
-        document = json.dumps(item.to_dict(), ensure_ascii=False, allow_nan=False)
-        if isinstance(fetched, InputError):
-            raise fetched
-        if fetched is not None:
-            item = dataclasses.replace(item, image=fetched)
-        return Prepared(item, document, _content_hash(item.image, document))
-    except InputError as error:
-        return Rejected(item_id, str(error))
-
-
-def _address(entry: Item | Mapping[str, Any] | Rejected) -> str | None:
+def _address(entry: Entry) -> str | None:
     """Where an item's picture is to be fetched from, None if it is not behind an address."""
     image = entry.get("image") if isinstance(entry, Mapping) else getattr(entry, "image", None)
     return image if is_address(image) else None
-
-
-def _content_hash(image: Any, document: str) -> bytes:
-    """BLAKE2b-128 of an item's record and picture.
-
-    A picture that cannot be read adds nothing: decoding it next will say what is wrong.
-    """
-    digest = hashlib.blake2b(document.encode(), digest_size=16)
-    if isinstance(image, str):
-        try:
-            if stat.S_ISREG(os.stat(image).st_mode):
-                with open(image, "rb") as file:
-                    while block := file.read(_BLOCK):
-                        digest.update(block)
-        except (OSError, ValueError):
-            pass
-    elif isinstance(image, (bytes, bytearray, memoryview)):
-        digest.update(image)
-    elif isinstance(image, np.ndarray):
-        digest.update(f"{image.shape} {image.dtype}".encode())
-        digest.update(np.ascontiguousarray(image).tobytes())
-    elif hasattr(image, "tobytes"):
-        digest.update(_picture_bytes(image))
-    return digest.digest()
-
-
-def _picture_bytes(image: Image.Image) -> bytes:
-    try:
-        return f"{image.mode} {image.size}".encode() + image.tobytes()
-    except Exception:  # a lazily decoded file can fail here with whatever its decoder raises
-        return b""
 
 
 @dataclass
@@ -124,13 +49,13 @@ class Ingest:
     """The running count of one call; a context manager that owns the progress bar.
 
     Args:
-        folder: the catalogue; rejects are appended to its rejects.jsonl.
+        folder: the catalogue's, to whose rejects.jsonl rejects are appended; None for none.
         progress: True for a bar in the terminal, or a function that gets an `AddReport` after each
             stored batch and, now and then, between.
         total: number of items, if known.
     """
 
-    folder: Path
+    folder: Path | None
     progress: OnProgress = None
     total: int | None = None
     added: int = 0
@@ -140,6 +65,7 @@ class Ingest:
     rejects_file: Path | None = None
 
     def __enter__(self) -> Ingest:
+        self.clock = StageClock()
         self._start = time.perf_counter()
         self._skipped = 0
         self._stack = ExitStack()
@@ -163,6 +89,7 @@ class Ingest:
             self.rejected,
             seconds,
             self.rejects_file,
+            self.clock.seconds,
         )
 
     def stored(self, count: int, replaced: int) -> None:
@@ -179,15 +106,16 @@ class Ingest:
     def reject(self, rejected: Rejected) -> None:
         """Note an item that is left out, here and in the rejects file."""
         self.rejected.append(rejected)
-        path = self.folder / REJECTS_FILE
-        line = json.dumps(dataclasses.asdict(rejected))
-        try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-            self.rejects_file = path
-        except OSError as error:
-            if len(self.rejected) == 1:
-                logger.warning("%s cannot be written: %s", path, error.strerror)
+        if self.folder is not None:
+            path = self.folder / REJECTS_FILE
+            line = json.dumps(dataclasses.asdict(rejected))
+            try:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+                self.rejects_file = path
+            except OSError as error:
+                if len(self.rejected) == 1:
+                    logger.warning("%s cannot be written: %s", path, error.strerror)
         self._tell_sometimes()
 
     def _tell_sometimes(self) -> None:
@@ -201,16 +129,16 @@ class Ingest:
 
 
 def ingest(
-    entries: Iterable[Item | Mapping[str, Any] | Rejected],
+    entries: Iterable[Entry],
     encoder: Encoder,
-    collection: Collection,
+    collection: Collection | MilvusCollection,
     *,
     replace: bool,
     batch_size: int,
     progress: OnProgress,
     limits: FetchLimits | None = None,
 ) -> AddReport:
-    """Check, encode and store items; reading, fetching, decoding and encoding overlap.
+    """Check, encode and store items; reading, fetching, decoding, encoding and storing overlap.
 
     One call at a time for a collection.
     """
@@ -222,60 +150,116 @@ def ingest(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size {batch_size!r} must be a whole number, at least 1")
     total = len(entries) if isinstance(entries, Sized) else None
-    in_flight: set[str] = set()  # ids on their way to the store
-    held: list[Prepared] = []  # entries of such an id: decided when the first is stored or rejected
     failure: list[Exception] = []
 
-    def source() -> Iterator[Item | Mapping[str, Any] | Rejected]:
+    def source() -> Iterator[Entry]:
         try:
             yield from entries
         except Exception as error:  # what was read before it is kept: raised again at the end
             failure.append(error)
 
-    def wanted(run: Ingest, checked: Iterable[Prepared | Rejected]) -> Iterator[Any]:
-        for prepared in checked:
-            if isinstance(prepared, Rejected):
-                run.reject(prepared)
-                continue
-            item_id = prepared.item.item_id
-            if item_id in in_flight:
-                held.append(prepared)
-                continue
-            stored = collection.content_hash(item_id)
-            if stored == prepared.content_hash:
-                run.skip_unchanged()
-            elif stored is not None and not replace:
-                reason = "the id is taken by another item of this catalogue: upsert replaces it"
-                run.reject(Rejected(item_id, reason))
-            else:
-                in_flight.add(item_id)
-                yield prepared.item, prepared
-
-    def store(run: Ingest, checked: Iterable[Prepared | Rejected]) -> None:
-        for batch in encoder.stream_items(wanted(run, checked), batch_size):
-            records: list[Record] = []
-            for prepared, encoded in batch:
-                item_id = prepared.item.item_id
-                if isinstance(encoded, InputError):
-                    run.reject(Rejected(item_id, str(encoded)))
-                else:
-                    records.append(
-                        Record(item_id, prepared.content_hash, prepared.document, *encoded)
-                    )
-            replaced = collection.put(records, replace)
-            in_flight.difference_update(prepared.item.item_id for prepared, _ in batch)
-            run.stored(len(records), replaced)
-
-    with Ingest(collection.path, progress, total) as run, Fetcher(limits) as fetcher:
-        fetched = fetcher.ahead(source(), _address)
-        store(run, encoder.ahead(lambda pair: prepare(*pair), fetched, batch_size))
-        while held:
-            again = list(held)
-            held.clear()
-            store(run, again)
+    with Ingest(collection.folder, progress, total) as run, Fetcher(limits) as fetcher:
+        way = _Way(run, encoder, collection, replace, batch_size)
+        read = run.clock.pulling("read", source())
+        fetched = fetcher.ahead(read, _address, run.clock)
+        way.store(encoder.ahead(way.prepare, fetched, batch_size))
+        while way.held:
+            way.store(way.take_held())
         if failure:
             raise failure[0]
         return run.report()
+
+
+class _Way:
+    """The way of one call's items, from their checks into the collection."""
+
+    def __init__(
+        self,
+        run: Ingest,
+        encoder: Encoder,
+        collection: Collection | MilvusCollection,
+        replace: bool,
+        batch_size: int,
+    ) -> None:
+        self.run, self.encoder, self.collection = run, encoder, collection
+        self.replace, self.batch_size = replace, batch_size
+        self.in_flight: set[str] = set()  # ids on their way to the store
+        self.held: list[Prepared] = []  # of such an id: decided when the first is stored or refused
+        self.held_ids: set[str] = set()
+
+    def take_held(self) -> list[Prepared]:
+        """The entries that waited, in their order."""
+        held, self.held, self.held_ids = self.held, [], set()
+        return held
+
+    def prepare(self, pair: tuple[Entry, bytes | InputError | None]) -> Prepared | Rejected:
+        with self.run.clock.measure("check"):
+            return prepare(*pair)
+
+    def store(self, checked: Iterable[Prepared | Rejected]) -> None:
+        """Encode what is to be stored; a batch is written while the next one is encoded."""
+        batches = self.encoder.stream_items(self._wanted(checked), self.batch_size, self.run.clock)
+        with ThreadPoolExecutor(1, "tigerfg-store") as writer:
+            writing: tuple[Future[int], list[str], int] | None = None
+            try:
+                for batch in batches:
+                    records, ids = self._records(batch), [p.item.item_id for p, _ in batch]
+                    self._settle(writing)
+                    writing = None
+                    writing = writer.submit(self._put, records), ids, len(records)
+            finally:
+                self._settle(writing)
+
+    def _put(self, records: list[Record]) -> int:
+        with self.run.clock.measure("store"):
+            return self.collection.put(records, self.replace)
+
+    def _settle(self, writing: tuple[Future[int], list[str], int] | None) -> None:
+        """Wait until a batch is on the disk, and tell it."""
+        if writing is None:
+            return
+        future, ids, count = writing
+        replaced = future.result()
+        self.in_flight.difference_update(ids)
+        self.run.stored(count, replaced)
+
+    def _records(self, batch: Iterable[tuple[Prepared, EncodedItem | InputError]]) -> list[Record]:
+        records = []
+        for prepared, encoded in batch:
+            item_id = prepared.item.item_id
+            if isinstance(encoded, InputError):
+                self.run.reject(Rejected(item_id, str(encoded)))
+            else:
+                records.append(Record(item_id, prepared.content_hash, prepared.document, *encoded))
+        return records
+
+    def _wanted(self, checked: Iterable[Prepared | Rejected]) -> Iterator[tuple[Item, Prepared]]:
+        """What is neither stored already nor refused."""
+        checked = iter(checked)
+        while chunk := list(islice(checked, self.batch_size)):
+            good = [entry for entry in chunk if isinstance(entry, Prepared)]
+            # Ids whose fate is not known when the hashes are looked up wait for a later round.
+            open_ids = self.in_flight | self.held_ids
+            stored = self.collection.content_hashes({p.item.item_id for p in good} - open_ids)
+            for entry in chunk:
+                if isinstance(entry, Rejected):
+                    self.run.reject(entry)
+                    continue
+                item_id = entry.item.item_id
+                if item_id in open_ids:
+                    self.held.append(entry)
+                    self.held_ids.add(item_id)
+                elif stored.get(item_id) == entry.content_hash:
+                    self.run.skip_unchanged()
+                elif item_id in stored and not self.replace:
+                    reason = "the id is taken by another item of this catalogue: upsert replaces it"
+                    self.run.reject(Rejected(item_id, reason))
+                elif wrong := self.collection.objection(entry.document):
+                    self.run.reject(Rejected(item_id, wrong))
+                else:
+                    open_ids.add(item_id)
+                    self.in_flight.add(item_id)
+                    yield entry.item, entry
 
 
 @contextmanager

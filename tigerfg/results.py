@@ -41,11 +41,12 @@ class SearcherInfo:
     Attributes:
         catalog_id, model, fingerprint, embedding_dim, created, index, target_recall,
             memory_budget: see `StoreMeta`.
+        path: the directory, or the address.
         engine: name, precision and device; None until the first picture is encoded.
-        size_bytes: of all files in the catalogue's directory.
+        size_bytes: of all files in the catalogue's directory; None where it is in Milvus.
     """
 
-    path: Path
+    path: Path | str
     items: int
     catalog_id: str
     model: str
@@ -57,7 +58,7 @@ class SearcherInfo:
     memory_budget: int | None
     engine: str | None
     read_only: bool
-    size_bytes: int
+    size_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class AddReport:
         rejected: items left out, with their reasons.
         seconds: time since the call began.
         rejects_file: where the rejects were written too, one JSON object a line; None if none.
+        stages: seconds by stage, over all threads: waiting for the items (read) and for pictures
+            behind addresses (fetch), checks and content hashes (check), decode, encode, store. They
+            overlap: the busiest limits the whole; check and decode share `Encoder`'s threads.
     """
 
     added: int = 0
@@ -79,6 +83,7 @@ class AddReport:
     rejected: list[Rejected] = field(default_factory=list)
     seconds: float = 0.0
     rejects_file: Path | None = None
+    stages: dict[str, float] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:

@@ -13,22 +13,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tigerfg.bundle import Bundle
+from tigerfg.catalog_model import Model, as_bundle, open_with_model, recorded_name
 from tigerfg.download import FetchLimits
-from tigerfg.encoder import Encoder
-from tigerfg.errors import BundleError, CatalogError, InputError
+from tigerfg.errors import CatalogError, InputError
 from tigerfg.images import ImageSource
 from tigerfg.index.collection import Collection, check_search
-from tigerfg.index.database import is_catalog
 from tigerfg.index.keeper import IndexStats
+from tigerfg.index.places import Place, create_collection, holds_catalog
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.snapshot import copy_catalog
 from tigerfg.ingest import OnProgress, ingest
+from tigerfg.lazy_encoder import LazyEncoder
 from tigerfg.records import Item, Rejected
 from tigerfg.results import AddReport, Hit, SearcherInfo, VerifyReport
 from tigerfg.verify import verify
 
 if TYPE_CHECKING:
+    from tigerfg.encoder import Encoder
     from tigerfg.engines import Engine
+    from tigerfg.index.milvus import MilvusCollection
 
 __all__ = ["AddReport", "Hit", "Searcher", "SearcherInfo", "VerifyReport"]
 
@@ -51,7 +54,7 @@ class Searcher:
 
     def __init__(
         self,
-        collection: Collection,
+        collection: Collection | MilvusCollection,
         model: Bundle,
         engine: str | Engine,
         precision: str,
@@ -59,16 +62,14 @@ class Searcher:
     ) -> None:
         self.model = model
         self._collection = collection
-        self._engine, self._precision, self._threads = engine, precision, threads
-        self._encoder: Encoder | None = None
+        self._encoder = LazyEncoder(model, engine, precision, threads)
         self._writing = threading.RLock()  # one add, upsert, delete or close at a time
-        self._starting = threading.Lock()  # of the encoder
 
     @classmethod
     def create(
         cls,
-        path: str | os.PathLike,
-        model: str | os.PathLike | Bundle = "tiny",
+        path: Place,
+        model: Model = "tiny",
         engine: str | Engine = "auto",
         precision: str = "auto",
         threads: int | None = None,
@@ -80,25 +81,28 @@ class Searcher:
         """Make an empty catalogue in a new or empty directory and open it for writing.
 
         Args:
-            path: the catalogue's directory.
+            path: the catalogue's directory, or where it is in Milvus:
+                ``milvus://[user:password@]host[:port]/collection``, see `MilvusAddress`.
             model: a bundle, its directory, or the name of one that comes with tigerfg.
             engine, precision, threads: as `tigerfg.engines.open_engine` takes them, or an engine
                 that is open already (the caller closes it).
             exist_ok: open a catalogue that is there already instead of raising.
             index, target_recall, memory_budget: how it is searched, see
-                `tigerfg.index.plan.IndexSettings`: "auto" is exact for small catalogues.
+                `tigerfg.index.plan.IndexSettings`: "auto" is exact for small catalogues. In Milvus
+                an index type of its, see `MilvusIndex`: "auto" is IVF_PQ.
 
         Raises:
-            CatalogError: the directory is neither new nor empty, or cannot be written.
+            CatalogError: the directory is neither new nor empty, or cannot be written; the
+                collection exists, or the server refuses.
             BundleError: the model cannot be used.
         """
-        if exist_ok and is_catalog(path):
+        if exist_ok and holds_catalog(path):
             return cls.open(path, model, engine=engine, precision=precision, threads=threads)
         settings = IndexSettings(index, target_recall, memory_budget)
-        bundle = _bundle(model)
-        collection = Collection.create(
+        bundle = as_bundle(model)
+        collection = create_collection(
             path,
-            model=_model_name(model, bundle),
+            model=recorded_name(model, bundle),
             fingerprint=bundle.fingerprint,
             embedding_dim=bundle.embedding_dim,
             settings=settings,
@@ -108,8 +112,8 @@ class Searcher:
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike,
-        model: str | os.PathLike | Bundle | None = None,
+        path: Place,
+        model: Model | None = None,
         read_only: bool = False,
         engine: str | Engine = "auto",
         precision: str = "auto",
@@ -126,18 +130,7 @@ class Searcher:
                 elsewhere.
             BundleError: the model cannot be used.
         """
-        collection = Collection.open(path, read_only)
-        try:
-            bundle = _recorded_bundle(collection) if model is None else _bundle(model)
-            if bundle.fingerprint != collection.meta.fingerprint:
-                raise CatalogError(
-                    f"{collection.path} was made with the model {collection.meta.model} "
-                    f"({collection.meta.fingerprint[:12]}), not with {_model_name(model, bundle)} "
-                    f"({bundle.fingerprint[:12]}): open it with that model, or index again"
-                )
-        except BaseException:
-            collection.close()
-            raise
+        collection, bundle = open_with_model(path, model, read_only)
         return cls(collection, bundle, engine, precision, threads)
 
     def add(
@@ -200,7 +193,7 @@ class Searcher:
             box: the product in the photo, ``(x0, y0, x1, y1)`` in pixels of the image as stored;
                 None if the photo is cropped already.
             k: how many; fewer come back only if fewer items (that match) are stored.
-            where: filter, see `tigerfg.index.filters`.
+            where: filter, see `tigerfg.index.where`.
 
         Raises:
             InputError: the picture, the box, k or the filter cannot be used.
@@ -285,15 +278,13 @@ class Searcher:
     @property
     def info(self) -> SearcherInfo:
         """What this catalogue is and what it runs on."""
-        path = self._collection.path
-        engine = self._encoder and self._encoder.engine.info
         return SearcherInfo(
             **asdict(self._collection.meta),
-            path=path,
+            path=self._collection.path,
             items=len(self),
-            engine=f"{engine.name} {engine.precision} on {engine.device}" if engine else None,
+            engine=self._encoder.engine,
             read_only=self._collection.read_only,
-            size_bytes=sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
+            size_bytes=self._collection.size_bytes,
         )
 
     def flush(self) -> None:
@@ -323,8 +314,10 @@ class Searcher:
                 the copy stays.
         """
         self._collection.require_open()
+        if self._collection.folder is None:
+            raise CatalogError(f"{self._collection.path}: make backups with Milvus's own tools")
         target = Path(path).absolute()
-        copy_catalog(self._collection.path, target)
+        copy_catalog(self._collection.folder, target)
         return target
 
     def verify(self, sample: int = 64, seed: int = 0) -> VerifyReport:
@@ -341,17 +334,13 @@ class Searcher:
             raise InputError(f"sample {sample!r} must be a whole number, at least 0")
         self._collection.require_open()
         encoder = self._get_encoder() if sample and len(self) else None
-        return verify(self._collection.path, encoder, sample, seed)
+        return verify(self._collection, encoder, sample, seed)
 
     def close(self) -> None:
         """Close the catalogue; a second call does nothing."""
-        with self._writing, self._starting:
+        with self._writing:
             self._collection.close()
-            if self._encoder is not None:
-                self._encoder.close()
-                if isinstance(self._engine, str):
-                    self._encoder.engine.close()
-                self._encoder = None
+            self._encoder.close()
 
     def __enter__(self) -> Searcher:
         return self
@@ -380,35 +369,5 @@ class Searcher:
             )
 
     def _get_encoder(self) -> Encoder:
-        with self._starting:
-            self._collection.require_open()
-            if self._encoder is None:
-                engine = self._engine
-                if isinstance(engine, str):
-                    from tigerfg.engines import open_engine
-
-                    engine = open_engine(self.model, engine, self._precision, self._threads)
-                self._encoder = Encoder(self.model, engine)
-            return self._encoder
-
-
-def _bundle(model: str | os.PathLike | Bundle) -> Bundle:
-    return Bundle.open(model) if isinstance(model, (str, os.PathLike)) else model
-
-
-def _recorded_bundle(collection: Collection) -> Bundle:
-    try:
-        return _bundle(collection.meta.model)
-    except BundleError as error:
-        raise BundleError(
-            f"{error}; {collection.path} was made with it: if it lies elsewhere now, "
-            "say so with model= (--model)"
-        ) from error
-
-
-def _model_name(model: str | os.PathLike | Bundle | None, bundle: Bundle) -> str:
-    """What a catalogue records: a directory's absolute path, or the name of a shipped bundle."""
-    path = bundle.path.absolute()
-    if isinstance(model, (str, os.PathLike)) and Path(model).absolute() != path:
-        return os.fspath(model)
-    return str(path)
+        self._collection.require_open()
+        return self._encoder.get()

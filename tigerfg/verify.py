@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tigerfg.download import is_address
 from tigerfg.errors import CatalogError, InputError
-from tigerfg.index.keeper import check_files
-from tigerfg.index.store import Sampled, Store
-from tigerfg.ingest import Prepared, prepare
+from tigerfg.index.store import Sampled
+from tigerfg.prepare import Prepared, prepare
 from tigerfg.records import Item
 from tigerfg.results import VerifyReport
 
 if TYPE_CHECKING:
     from tigerfg.encoder import Encoder
+    from tigerfg.index.collection import Collection
+    from tigerfg.index.milvus import MilvusCollection
 
 # Engines and precisions of one bundle agree to .996 or better (its parity report), fp16 storage
 # costs 1e-6; another picture of the same product is further away than this.
@@ -31,26 +31,20 @@ GONE = "picture changed since, or gone"
 UNUSABLE = "picture that cannot be encoded now"
 
 
-def verify(path: Path, encoder: Encoder | None, sample: int, seed: int) -> VerifyReport:
-    """See `Searcher.verify`; reads through a connection of its own, beside searches and writes.
+def verify(
+    collection: Collection | MilvusCollection, encoder: Encoder | None, sample: int, seed: int
+) -> VerifyReport:
+    """See `Searcher.verify`; searches and writes go on beside it.
 
     Args:
-        path: the catalogue's directory. encoder: None to leave the pictures alone.
+        encoder: None to leave the pictures alone.
     """
     started = time.perf_counter()
-    problems: list[str] = []
     items, chosen = 0, []
     try:
-        store = Store.open(path, read_only=True)
-        try:
-            items = len(store)
-            problems += store.check()
-            problems += check_files(store)
-            chosen = store.sample(sample, seed) if encoder is not None else []
-        finally:
-            store.close()
+        items, problems, chosen = collection.inspect(sample if encoder else 0, seed)
     except CatalogError as error:
-        problems.append(str(error))
+        problems = [str(error)]
     skipped: Counter[str] = Counter()
     cosines = _cosines(chosen, encoder, skipped) if encoder is not None else {}
     far = sorted((cosine, item_id) for item_id, cosine in cosines.items() if cosine < LEAST_COSINE)

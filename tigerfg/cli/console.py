@@ -121,6 +121,8 @@ def plural(count: int, noun: str) -> str:
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:
-    """The path relative to the working directory where that is shorter."""
+    """The path relative to the working directory where that is shorter; addresses as they are."""
+    if isinstance(path, str) and "://" in path:
+        return path
     full, relative = os.path.abspath(path), os.path.relpath(path)
     return min(full, relative, key=len)

@@ -26,7 +26,7 @@ def command(
             help="items.jsonl, .csv or .parquet, a directory that has one, or a folder of images.",
         ),
     ],
-    catalog: options.Catalog = Path("catalog"),
+    catalog: options.Catalog = "catalog",
     model: options.Model = "tiny",
     upsert: Annotated[
         bool, typer.Option("--upsert", help="Replace items that changed instead of refusing them.")
@@ -36,7 +36,9 @@ def command(
     ] = None,
     index: Annotated[
         str,
-        typer.Option("--index", help="New catalogues: auto, flat, or a faiss factory (IVF...)."),
+        typer.Option(
+            "--index", help="New ones: auto, flat, a faiss factory (IVF...), a Milvus type."
+        ),
     ] = "auto",
     target_recall: Annotated[
         float, typer.Option("--target-recall", help="Recall@10 for which nprobe is chosen.")
@@ -71,7 +73,10 @@ def command(
             put = searcher.upsert if upsert else searcher.add
             result = put(_entries(items, split), progress=report)
         size = len(searcher)
-    typer.echo(f"{result}; {shown_path(catalog)} holds {plural(size, 'item')}")
+        place = searcher.info.path
+    typer.echo(f"{result}; {shown_path(place)} holds {plural(size, 'item')}")
+    spent = sorted(result.stages.items(), key=lambda stage: -stage[1])
+    say(f"stages, overlapping: {', '.join(f'{name} {s:.1f} s' for name, s in spent)}")
     for reject in result.rejected[:SHOWN_REJECTS]:
         say(f"rejected {reject}")
     if len(result.rejected) > SHOWN_REJECTS:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-Catalog = Annotated[Path, typer.Option("--catalog", help="The catalogue directory.")]
+Catalog = Annotated[
+    str, typer.Option("--catalog", help="Its directory, or milvus://host:port/collection.")
+]
 Model = Annotated[
     str, typer.Option("--model", help="Model bundle: a directory, or the name of a shipped one.")
 ]

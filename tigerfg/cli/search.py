@@ -19,7 +19,7 @@ def command(
     image: Annotated[
         Path, typer.Argument(metavar="IMAGE", help="The query photo.", exists=True, dir_okay=False)
     ],
-    catalog: options.Catalog = Path("catalog"),
+    catalog: options.Catalog = "catalog",
     box: Annotated[
         str | None, typer.Option("--box", help="Search only this part: x0,y0,x1,y1 in pixels.")
     ] = None,

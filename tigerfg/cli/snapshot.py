@@ -13,7 +13,7 @@ from tigerfg.cli.console import plural, shown_path
 
 def command(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
-    catalog: options.Catalog = Path("catalog"),
+    catalog: options.Catalog = "catalog",
 ) -> None:
     """Copy a catalogue, at one state of it, while others search it and write to it."""
     from tigerfg.index.collection import Collection

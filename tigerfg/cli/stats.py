@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,30 +13,31 @@ from tigerfg.cli.console import plural, print_table, shown_path
 
 
 def command(
-    catalog: options.Catalog = Path("catalog"),
+    catalog: options.Catalog = "catalog",
     build: Annotated[
         bool, typer.Option("--build", help="Build the index that the settings ask for first.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """Show the size of a catalogue, its index, and the recall and speed measured for that."""
-    from tigerfg.index.collection import Collection
+    from tigerfg.index.places import open_collection
 
-    collection = Collection.open(catalog, read_only=not build)
+    collection = open_collection(catalog, read_only=not build)
     try:
         stats = collection.optimize() if build else collection.stats()
-        meta = collection.meta
+        meta, place, size = collection.meta, collection.path, collection.size_bytes
     finally:
         collection.close()
-    size = sum(file.stat().st_size for file in catalog.iterdir() if file.is_file())
     if as_json:
         facts = {**dataclasses.asdict(meta), **dataclasses.asdict(stats), "size_bytes": size}
         typer.echo(json.dumps(facts))
         return
-    typer.echo(f"{shown_path(catalog)}: {plural(stats.items, 'item')}, {size / 1e6:.1f} MB")
+    shown = "" if size is None else f", {size / 1e6:.1f} MB"
+    typer.echo(f"{shown_path(place)}: {plural(stats.items, 'item')}{shown}")
     typer.echo(f"model {meta.model} ({meta.fingerprint[:12]}), {meta.embedding_dim} dimensions")
     if stats.recall is None:
-        typer.echo(f"index {stats.kind} (asked for: {stats.setting}): exact")
+        how = "exact" if stats.nprobe is None else f"nprobe {stats.nprobe}, recall not measured"
+        typer.echo(f"index {stats.kind} (asked for: {stats.setting}): {how}")
         return
     typer.echo(
         f"index {stats.kind} (asked for: {stats.setting}): recall@10 {stats.recall:.3f}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ from tigerfg.cli.console import plural, say, shown_path
 
 
 def command(
-    catalog: options.Catalog = Path("catalog"),
+    catalog: options.Catalog = "catalog",
     sample: Annotated[
         int, typer.Option("--sample", min=0, help="Items to encode again and compare; 0: none.")
     ] = 64,

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tigerfg.errors import CatalogError, InputError, MissingExtraError
-from tigerfg.index.database import StoreMeta
-from tigerfg.index.filters import compile_filter
-from tigerfg.index.keeper import IndexKeeper, IndexStats, files_are_stale
+from tigerfg.index.database import StoreMeta, is_catalog
+from tigerfg.index.keeper import IndexKeeper, IndexStats, check_files, files_are_stale
 from tigerfg.index.plan import FLAT, IndexSettings
-from tigerfg.index.store import Record, Store
+from tigerfg.index.store import Record, Sampled, Store
+from tigerfg.index.where import parse_filter
 
 logger = logging.getLogger("tigerfg")
 
@@ -69,10 +69,25 @@ class Collection:
         """Open an existing one; only one process at a time can have it open for writing."""
         return cls(Store.open(path, read_only))
 
+    @staticmethod
+    def exists(path: str | os.PathLike) -> bool:
+        """Whether a directory holds one."""
+        return is_catalog(path)
+
     @property
     def path(self) -> Path:
         """The catalogue's directory."""
         return self._store.path
+
+    @property
+    def folder(self) -> Path | None:
+        """Where files beside the catalogue's own may be written."""
+        return self._store.path
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Of all files in the directory."""
+        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
 
     @property
     def meta(self) -> StoreMeta:
@@ -114,10 +129,14 @@ class Collection:
             self._keeper.maintain()
             return deleted
 
-    def content_hash(self, item_id: str) -> bytes | None:
-        """Content hash of a stored item, None when there is none of this id."""
+    def objection(self, document: str) -> str | None:
+        """Why an item of this JSON form cannot be stored here, or None: anything can."""
+        return None
+
+    def content_hashes(self, item_ids: Iterable[str]) -> dict[str, bytes]:
+        """Content hashes of the stored ones of these items, by item id."""
         with self._exclusive() as store:
-            return store.content_hash(item_id)
+            return store.content_hashes(item_ids)
 
     def document(self, item_id: str) -> dict[str, Any] | None:
         """A stored item's JSON form, None when there is none of this id."""
@@ -144,7 +163,7 @@ class Collection:
         Args:
             embeddings: float32 (B, E), unit length.
             k: at least 1; fewer come back only if fewer items (that match) are stored.
-            where: filter, see `tigerfg.index.filters`.
+            where: filter, see `tigerfg.index.where`.
         """
         with self._exclusive() as store, store.snapshot():
             index = self._keeper.current()
@@ -178,6 +197,16 @@ class Collection:
         """What answers searches, and what was measured when it was built."""
         with self._exclusive() as store, store.snapshot():
             return self._keeper.stats()
+
+    def inspect(self, sample: int, seed: int) -> tuple[int, list[str], list[Sampled]]:
+        """Look for damage, through a connection of its own.
+
+        Returns:
+            How many items there are, what is wrong (a line each), and ``sample`` items at random.
+        """
+        with contextlib.closing(Store.open(self.path, read_only=True)) as store:
+            problems = store.check() + check_files(store)
+            return len(store), problems, store.sample(sample, seed) if sample else []
 
     def flush(self) -> None:
         """Write the index file, so that the next start is quick; items are safe without it.
@@ -214,7 +243,7 @@ class Collection:
                 self._closed = True
                 self._store.close()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _exclusive(self) -> Iterator[Store]:
         with self._lock:
             if self._closed:
@@ -227,4 +256,4 @@ def check_search(k: int, where: Mapping[str, Any] | None) -> None:
     if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
         raise InputError(f"k {k!r} must be a whole number, at least 1")
     if where is not None:
-        compile_filter(where)
+        parse_filter(where)

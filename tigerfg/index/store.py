@@ -27,8 +27,9 @@ from tigerfg.index.database import (
     lock_for_writing,
     open_database,
 )
-from tigerfg.index.filters import compile_filter, filter_fields
+from tigerfg.index.filters import compile_filter
 from tigerfg.index.plan import IndexSettings
+from tigerfg.index.where import filter_fields
 
 _CHUNK = 500  # names or rows a statement
 
@@ -155,13 +156,19 @@ class Store:
         with self._writing("delete items"):
             return self._remove(item_ids)
 
-    def content_hash(self, item_id: str) -> bytes | None:
-        """Content hash of a stored item, None when there is none of this id."""
-        with self._reading("look up an item"):
-            row = self._db.execute(
-                "SELECT content_hash FROM items WHERE item_id = ?", (_checked_id(item_id),)
-            ).fetchone()
-        return row and row[0]
+    def content_hashes(self, item_ids: Iterable[str]) -> dict[str, bytes]:
+        """Content hashes of the stored ones of these items, by item id."""
+        found = {}
+        for chunk in _chunks(map(_checked_id, item_ids)):
+            with self._reading("look up items"):
+                found.update(
+                    self._db.execute(
+                        "SELECT item_id, content_hash FROM items "
+                        f"WHERE item_id IN ({_marks(chunk)})",
+                        chunk,
+                    ).fetchall()
+                )
+        return found
 
     def document(self, item_id: str) -> dict[str, Any] | None:
         """A stored item's JSON form, None when there is none of this id."""
@@ -191,7 +198,7 @@ class Store:
         return found
 
     def select(self, where: Mapping[str, Any]) -> np.ndarray:
-        """Internal ids int64 of the items that match a filter, ascending (see `filters`)."""
+        """Internal ids int64 of the items that match a filter, ascending (see `where`)."""
         sql, parameters = compile_filter(where)
         with self._reading("filter"):
             rows = self._db.execute(f"SELECT id FROM items WHERE {sql} ORDER BY id", parameters)

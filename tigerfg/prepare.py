@@ -1,0 +1,95 @@
+"""An item before it is encoded: checked, its picture's path made absolute, its content hashed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tigerfg.errors import InputError
+from tigerfg.records import Item, Rejected
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_BLOCK = 1 << 20
+
+
+class Prepared(NamedTuple):
+    """An item that passed its checks, ready to be encoded and stored."""
+
+    item: Item
+    document: str  # the item's JSON form, the image as an absolute path, an address or null
+    content_hash: bytes
+
+
+def prepare(
+    entry: Item | Mapping[str, Any] | Rejected, fetched: bytes | InputError | None = None
+) -> Prepared | Rejected:
+    """Check one item and hash its record and its picture; a reject is handed through.
+
+    Args:
+        fetched: where the image is an address: its picture, or why there is none.
+    """
+    if isinstance(entry, Rejected):
+        return entry
+    item_id = None
+    try:
+        if isinstance(entry, Item):
+            item = entry
+        elif isinstance(entry, Mapping):
+            item = Item.from_dict(entry)
+        else:
+            raise InputError(f"an item is an Item or a dict, not {type(entry).__name__}")
+        item_id = item.item_id if isinstance(item.item_id, str) else None
+        item.validate()
+        if isinstance(item.image, (str, os.PathLike)):
+            name = os.fsdecode(item.image)
+            if "://" not in name:  # abspath would make a path of an address: decoding names it
+                name = os.path.abspath(name)
+            item = dataclasses.replace(item, image=name)
+        document = json.dumps(item.to_dict(), ensure_ascii=False, allow_nan=False)
+        if isinstance(fetched, InputError):
+            raise fetched
+        if fetched is not None:
+            item = dataclasses.replace(item, image=fetched)
+        return Prepared(item, document, _content_hash(item.image, document))
+    except InputError as error:
+        return Rejected(item_id, str(error))
+
+
+def _content_hash(image: Any, document: str) -> bytes:
+    """BLAKE2b-128 of an item's record and picture.
+
+    A picture that cannot be read adds nothing: decoding it next will say what is wrong.
+    """
+    digest = hashlib.blake2b(document.encode(), digest_size=16)
+    if isinstance(image, str):
+        try:
+            if stat.S_ISREG(os.stat(image).st_mode):
+                with open(image, "rb") as file:
+                    while block := file.read(_BLOCK):
+                        digest.update(block)
+        except (OSError, ValueError):
+            pass
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        digest.update(image)
+    elif isinstance(image, np.ndarray):
+        digest.update(f"{image.shape} {image.dtype}".encode())
+        digest.update(np.ascontiguousarray(image).tobytes())
+    elif hasattr(image, "tobytes"):
+        digest.update(_picture_bytes(image))
+    return digest.digest()
+
+
+def _picture_bytes(image: Image.Image) -> bytes:
+    try:
+        return f"{image.mode} {image.size}".encode() + image.tobytes()
+    except Exception:  # a lazily decoded file can fail here with whatever its decoder raises
+        return b""
