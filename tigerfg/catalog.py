@@ -228,16 +228,21 @@ def _read_parquet(file: Path) -> Iterator[Row]:
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    row = {key: _plain(value) for key, value in row.items()}
-                    attributes = row.get("attributes")
-                    if isinstance(attributes, list):  # a map column gives pairs
-                        attributes = dict(attributes)
-                    if isinstance(attributes, dict):  # a struct column has every key in every row
-                        row["attributes"] = {k: v for k, v in attributes.items() if v is not None}
-                    yield number, _parse_cells(row)
+                    yield number, parquet_row(row)
     except (ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: not a readable parquet file: {reason}") from error
+
+
+def parquet_row(row: dict[str, Any]) -> dict[str, Any] | str:
+    """A record from a row of parquet, as pyarrow gives it, or what is wrong with it."""
+    row = {key: _plain(value) for key, value in row.items()}
+    attributes = row.get("attributes")
+    if isinstance(attributes, list):  # a map column gives pairs
+        attributes = dict(attributes)
+    if isinstance(attributes, dict):  # a struct column has every key in every row
+        row["attributes"] = {k: v for k, v in attributes.items() if v is not None}
+    return _parse_cells(row)
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,6 +168,29 @@ class Searcher:
     ) -> AddReport:
         """As `add`, but an item whose id is taken replaces the stored one."""
         return self._ingest(items, batch_size, progress, limits, replace=True)
+
+    def load(
+        self,
+        path: str | os.PathLike,
+        replace: bool = False,
+        progress: Callable[[AddReport], object] | None = None,
+    ) -> AddReport:
+        """Store items that `tigerfg encode` encoded, without encoding anything.
+
+        Args:
+            path: the directory or address that it wrote to.
+            replace: as `upsert`; else as `add`. A call that was interrupted is simply repeated.
+            progress: gets an `AddReport` after each stored batch.
+
+        Raises:
+            InputError: no such results there, or damaged ones.
+            CatalogError: they were made with another model, or the catalogue refuses.
+        """
+        self._collection.require_writer("store items")
+        from tigerfg.bulk.load import load
+
+        with self._writing:
+            return load(os.fspath(path), self._collection, replace=replace, progress=progress)
 
     def delete(self, item_ids: str | Iterable[str]) -> int:
         """Delete items in one transaction; returns how many. Unknown ids are logged and passed."""

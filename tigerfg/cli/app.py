@@ -17,6 +17,8 @@ COMMANDS = {
     "demo": "tigerfg.cli.demo",
     "index": "tigerfg.cli.index",
     "search": "tigerfg.cli.search",
+    "encode": "tigerfg.cli.encode",
+    "load": "tigerfg.cli.load",
     "stats": "tigerfg.cli.stats",
     "snapshot": "tigerfg.cli.snapshot",
     "verify": "tigerfg.cli.verify",

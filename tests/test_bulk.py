@@ -1,0 +1,267 @@
+"""Bulk encoding: units, resuming, the same files whoever makes them, loading; and Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tigerfg.errors import CatalogError, InputError
+from tigerfg.searcher import Searcher
+
+pa = pytest.importorskip("pyarrow", reason="bulk encoding needs the extra scale")
+from pyarrow import parquet  # noqa: E402
+
+from tigerfg.bulk.encode import encode  # noqa: E402
+from tigerfg.bulk.job import MANIFEST, plan_job  # noqa: E402
+from tigerfg.bulk.storage import Storage  # noqa: E402
+
+ENGINE = {"engine": "onnx", "precision": "fp32", "threads": 1}
+
+
+def png(seed: int) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_items(folder: Path, counts: list[int], group: int = 7) -> Path:
+    folder.mkdir()
+    first = 0
+    for number, count in enumerate(counts):
+        ids = range(first, first + count)
+        table = pa.table(
+            {
+                "item_id": pa.array([f"i{n}" for n in ids], pa.string()),
+                "image": pa.array([png(n) if n % 10 != 9 else b"no picture" for n in ids]),
+                "title": pa.array([f"Item {n}" for n in ids], pa.string()),
+                "attributes": pa.array([json.dumps({"n": n}) for n in ids], pa.string()),
+            }
+        )
+        parquet.write_table(table, folder / f"{number}.parquet", row_group_size=group)
+        first += count
+    return folder
+
+
+def hashes(out: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_items(tmp_path_factory.mktemp("bulk") / "items", [23, 0, 12])
+
+
+@pytest.fixture(scope="module")
+def vectors(items: Path) -> Path:
+    out = items.parent / "vectors"
+    report = encode(items, out, unit_rows=5, **ENGINE)
+    assert (report.units, report.done, report.vectors, report.rejected) == (8, 8, 32, 3)
+    assert set(report.stages) == {"read", "check", "decode", "encode", "store"}
+    return out
+
+
+def test_units_cover_all_rows_once(items, tmp_path):
+    job = plan_job([items], tmp_path / "out", unit_rows=5)
+    assert [(unit.start, unit.rows) for unit in job.units] == [
+        *((start, min(5, 23 - start)) for start in range(0, 23, 5)),
+        (0, 5),
+        (5, 5),
+        (10, 2),
+    ]
+    assert len({unit.name for unit in job.units}) == 8
+    assert job.missing() == job.units
+
+
+def test_vectors_are_those_of_a_catalogue(items, vectors, tmp_path):
+    with Searcher.create(tmp_path / "direct", **ENGINE) as direct:
+        rows = parquet.read_table(items).to_pylist()
+        for row in rows:
+            row["attributes"] = json.loads(row["attributes"])
+        assert direct.add(rows, batch_size=5).added == 32
+        with Searcher.create(tmp_path / "loaded", **ENGINE) as loaded:
+            report = loaded.load(vectors)
+            assert (report.added, report.rejected) == (32, [])
+            assert [one.to_dict() for one in loaded] == [one.to_dict() for one in direct]
+            for n in (0, 13, 34):
+                found, wanted = (s.search(png(n), k=5) for s in (loaded, direct))
+                assert [hit.item_id for hit in found] == [hit.item_id for hit in wanted]
+                for a, b in zip(found, wanted, strict=True):
+                    # the last batch of a file has other sizes in the two ways: rounding
+                    assert a.score == pytest.approx(b.score, abs=2e-3)
+                    np.testing.assert_allclose(a.grounding_map, b.grounding_map, atol=2e-3)
+            again = loaded.load(vectors)
+            assert (again.added, again.unchanged) == (0, 32)
+            # the record of an item added by hand is the same to the hash
+            assert loaded.add([rows[0]]).unchanged == 1
+
+
+def test_a_rerun_makes_what_is_missing_and_only_that(items, vectors, tmp_path):
+    out = tmp_path / "out"
+    encode(items, out, unit_rows=5, **ENGINE)
+    whole = hashes(out)
+    assert whole == hashes(vectors)
+    lost = sorted(out.glob("*.vectors.parquet"))[2:5]
+    for file in lost:
+        file.unlink()
+    (out / f".{lost[0].name}.0123.part").write_bytes(b"a write that was killed")
+    report = encode(items, out, unit_rows=5, **ENGINE)
+    assert report.done == 3
+    assert {name: digest for name, digest in hashes(out).items() if ".part" not in name} == whole
+    assert encode(items, out, unit_rows=5, **ENGINE).done == 0
+
+
+def test_rejects_are_written_beside_the_vectors(vectors):
+    lines = [
+        json.loads(line)
+        for file in sorted(vectors.glob("*.rejects.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
+    assert [line["item_id"] for line in lines] == ["i9", "i19", "i29"]
+    assert all("picture" in line["reason"] or "image" in line["reason"] for line in lines)
+
+
+def test_another_job_is_refused(items, vectors, tmp_path):
+    with pytest.raises(InputError, match="its unit_rows is 5, now 6"):
+        encode(items, vectors, unit_rows=6, **ENGINE)
+    other = write_items(tmp_path / "other", [3])
+    with pytest.raises(InputError, match="its inputs is"):
+        encode(other, vectors, unit_rows=5, **ENGINE)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda folder: encode([], folder / "o"), "no parquet file"),
+        (lambda folder: encode(folder / "nothing", folder / "o"), "no parquet file"),
+        (lambda folder: encode(folder / "bad.parquet", folder / "o"), "not a readable parquet"),
+        (lambda folder: encode("nope://a/b", folder / "o"), "nope://a/b"),
+        (lambda folder: encode(folder, folder / "o", unit_rows=0), "unit_rows 0"),
+        (lambda folder: encode(folder, folder / "o", batch_size="x"), "batch_size 'x'"),
+    ],
+)
+def test_bad_calls_are_refused(tmp_path, call, words):
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 is not enough")
+    with pytest.raises(InputError, match=words) as caught:
+        call(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_unit_that_cannot_be_read_fails_alone(items, tmp_path):
+    folder = tmp_path / "items"
+    folder.mkdir()
+    for file in items.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    content = bytearray((folder / "2.parquet").read_bytes())
+    content[4:60] = b"\0" * 56  # the first column's page header: the footer still opens
+    (folder / "2.parquet").write_bytes(content)
+    report = encode(folder, tmp_path / "out", unit_rows=5, **ENGINE)
+    assert report.done + len(report.failed) == 8
+    assert report.done >= 5
+    assert all("2.parquet" in reason for reason in report.failed.values())
+    assert report.failed
+
+
+def test_loading_refuses_what_does_not_belong(vectors, tmp_path):
+    from fakes import FakeBundle, FakeEngine
+
+    with (
+        Searcher.create(tmp_path / "fake", FakeBundle(), engine=FakeEngine()) as searcher,
+        pytest.raises(CatalogError, match="was encoded by the model"),
+    ):
+        searcher.load(vectors)
+    with Searcher.create(tmp_path / "cat", **ENGINE) as searcher:
+        with pytest.raises(InputError, match=MANIFEST):
+            searcher.load(tmp_path)
+        broken = tmp_path / "broken"
+        broken.mkdir()
+        for file in vectors.iterdir():
+            (broken / file.name).write_bytes(file.read_bytes())
+        last = sorted(broken.glob("*.vectors.parquet"))[-1]
+        last.write_bytes(last.read_bytes()[:-30])
+        with pytest.raises(InputError, match=f"{last.name} is damaged"):
+            searcher.load(broken)
+        assert len(searcher) > 0, "the files before it are stored"
+        assert searcher.load(vectors).unchanged == len(searcher) - 1 or len(searcher) == 32
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    storage = Storage(tmp_path)
+    storage.write("a", b"old")
+
+    def refuse(*paths: str) -> None:
+        raise OSError("no space left on device")
+
+    class Files:
+        def __getattr__(self, name: str):
+            return refuse if name == "move" else getattr(storage.files, name)
+
+    broken = Storage(tmp_path)
+    monkeypatch.setattr(broken, "_files", Files())
+    with pytest.raises(InputError, match=r"cannot be written \(a\): no space left"):
+        broken.write("a", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert storage.read("a") == b"old"
+
+
+@pytest.mark.slow
+def test_a_killed_node_costs_only_its_units(tmp_path, monkeypatch):
+    """Four nodes, one of them killed at work: all units done, the files those of one process."""
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    import ray
+    from ray.cluster_utils import Cluster as Nodes
+
+    from tigerfg.bulk.cluster import Cluster
+
+    items = write_items(tmp_path / "items", [150, 150])
+    encode(items, tmp_path / "alone", unit_rows=10, **ENGINE)
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "4")
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0})
+    workers = [nodes.add_node(num_cpus=1) for _ in range(3)]
+    try:
+        ray.init(address=nodes.address, log_to_driver=False)
+        out = tmp_path / "cluster"
+        killed = threading.Event()
+
+        def kill() -> None:
+            while len(list(out.glob("*.vectors.parquet"))) < 4:
+                time.sleep(0.05)
+            workers[0].kill_raylet()
+            for process in _children(workers[0]):
+                os.kill(process, signal.SIGKILL)
+            killed.set()
+
+        thread = threading.Thread(target=kill, daemon=True)
+        thread.start()
+        report = encode(items, out, cluster=Cluster(actors=3), unit_rows=10, **ENGINE)
+        assert killed.is_set()
+        assert not report.failed
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+    assert hashes(out) == hashes(tmp_path / "alone")
+
+
+def _children(node) -> list[int]:
+    """Worker processes of a node: they name its raylet's socket in their arguments."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                arguments = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if node.raylet_socket_name.encode() in arguments and b"default_worker" in arguments:
+                found.append(int(entry.name))
+    return found

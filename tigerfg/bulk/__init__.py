@@ -1,0 +1,1 @@
+"""Encoding catalogues of millions of items: parquet in, parquet of vectors out."""

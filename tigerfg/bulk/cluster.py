@@ -1,0 +1,122 @@
+"""Units of an encoding job on a Ray cluster, by an actor pool of Ray Data.
+
+A node can be lost at any time. Actors are restarted where there is room (``max_restarts=-1``), but
+their tasks are not tried again by Ray (``max_task_retries=0``): a task that waits for an actor that
+has no node left to restart on would wait for ever, and the job with it. Instead the block of a lost
+task counts as failed and is passed over (``max_errored_blocks=-1``), and the units that have no
+file then are done in another round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from tigerfg.bulk.job import Job, Settings, Unit
+from tigerfg.bulk.worker import Outcome, UnitEncoder
+from tigerfg.errors import MissingExtraError, TigerfgError
+
+INIT_DEATHS = 8  # nodes lost one after the other while their actors start
+
+logger = logging.getLogger("tigerfg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Where to run, and what an actor takes.
+
+    Attributes:
+        address: of the cluster; None for RAY_ADDRESS, or a new one on this machine.
+        actors: most at once. cpus, gpus: of an actor.
+    """
+
+    address: str | None = None
+    actors: int = 1
+    cpus: float = 1
+    gpus: float = 0
+
+
+class _Actor:
+    """One engine, which encodes unit after unit."""
+
+    def __init__(self, settings: Settings, out: str, threads: int | None) -> None:
+        self._encoder = UnitEncoder(settings, out, threads)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        outcomes = [self._encoder.encode(Unit(**json.loads(text))) for text in batch["unit"]]
+        return {"outcome": [json.dumps(dataclasses.asdict(outcome)) for outcome in outcomes]}
+
+
+def encode_on_cluster(
+    job: Job, cluster: Cluster, threads: int | None, on_outcome: Callable[[Outcome], object]
+) -> None:
+    """Do the missing units of a job.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        TigerfgError: no cluster there, an actor cannot start, or a whole round did no unit.
+    """
+    try:
+        import ray
+        from ray.exceptions import RayError
+    except ImportError as error:
+        raise MissingExtraError("encoding on a cluster", "ray[data]", "ray") from error
+
+    own = not ray.is_initialized()
+    try:
+        if own:
+            ray.init(address=cluster.address, log_to_driver=False)
+        _do_rounds(job, cluster, threads, on_outcome)
+    except (RayError, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise TigerfgError(f"encoding on the cluster: {reason}") from error
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _do_rounds(
+    job: Job, cluster: Cluster, threads: int | None, on_outcome: Callable[[Outcome], object]
+) -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.max_errored_blocks = -1
+    context.max_consecutive_actor_init_deaths = INIT_DEATHS
+    context.enable_progress_bars = False
+    failed: set[str] = set()  # by what is wrong with their input: another round would not help
+    while units := [unit for unit in job.missing() if unit.name not in failed]:
+        logger.info("%d units on at most %d actors", len(units), cluster.actors)
+        rows = [{"unit": json.dumps(dataclasses.asdict(unit))} for unit in units]
+        outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Actor,
+            fn_constructor_args=(job.settings, job.out, threads),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1,
+                max_size=min(cluster.actors, len(units)),
+                max_tasks_in_flight_per_actor=2,  # one waits while one is done
+            ),
+            num_cpus=cluster.cpus,
+            num_gpus=cluster.gpus,
+            ray_remote_args_fn=_actor_options,
+        )
+        done = 0
+        for row in outcomes.iter_rows():
+            outcome = Outcome(**json.loads(row["outcome"]))
+            done += 1
+            if outcome.error:
+                failed.add(outcome.unit)
+            on_outcome(outcome)
+        if not done:
+            raise TigerfgError(
+                f"no actor of the cluster could do one of {len(units)} units, such as "
+                f"{units[0].name}; Ray's logs say why; started again, the job goes on where it is"
+            )
+
+
+def _actor_options() -> dict[str, int]:
+    return {"max_restarts": -1, "max_task_retries": 0}

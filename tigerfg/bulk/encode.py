@@ -1,0 +1,94 @@
+"""The encoding job: planned, done here or on a cluster, told."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tigerfg.bulk.cluster import Cluster, encode_on_cluster
+from tigerfg.bulk.job import plan_job
+from tigerfg.bulk.worker import Outcome, UnitEncoder
+
+
+@dataclass
+class EncodeReport:
+    """What a call of `encode` did.
+
+    Attributes:
+        units: of the whole job. done: of them by this call; the others were there or failed.
+        vectors, rejected: rows that gave which, by this call.
+        failed: units without a result, by name: why.
+        seconds: the call took. stages: seconds by stage, over all threads and actors.
+    """
+
+    units: int
+    done: int = 0
+    vectors: int = 0
+    rejected: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    stages: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        rate = self.vectors / self.seconds if self.seconds > 0 else 0.0
+        told = f"{self.vectors} vectors in {self.seconds:.1f} s ({rate:.0f}/s), "
+        told += f"{self.rejected} rejected; {self.done} of {self.units} units done now"
+        return told + (f", {len(self.failed)} failed" if self.failed else "")
+
+
+def encode(
+    items: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    cluster: Cluster | None = None,
+    threads: int | None = None,
+    progress: Callable[[EncodeReport], object] | None = None,
+    **settings: Any,
+) -> EncodeReport:
+    """Encode the items of parquet files; a call that was interrupted is repeated, and goes on.
+
+    The results, read by `Searcher.load`: for every unit of rows a file ``part-*.vectors.parquet``
+    (item_id, content_hash, vector and grounding_map in float16, document), and a file
+    ``part-*.rejects.jsonl`` where rows could not be used.
+
+    Args:
+        items, out, settings: see `plan_job`.
+        cluster: None for this process alone.
+        threads: of an engine; None for all cores.
+        progress: gets the report after every unit.
+
+    Raises:
+        InputError, BundleError: see `plan_job`.
+    """
+    started = time.perf_counter()
+    places = [items] if isinstance(items, (str, os.PathLike)) else list(items)
+    job = plan_job(places, out, **settings)
+    report = EncodeReport(len(job.units))
+
+    def note(outcome: Outcome) -> None:
+        if outcome.error:
+            report.failed[outcome.unit] = outcome.error
+        else:
+            report.done += 1
+            report.vectors += outcome.vectors
+            report.rejected += outcome.rejected
+            report.stages.update(outcome.stages)
+        report.seconds = time.perf_counter() - started
+        if progress:
+            progress(report)
+
+    if cluster is not None:
+        encode_on_cluster(job, cluster, threads, note)
+    elif missing := job.missing():
+        encoder = UnitEncoder(job.settings, job.out, threads)
+        try:
+            for unit in missing:
+                note(encoder.encode(unit))
+        finally:
+            encoder.close()
+    report.seconds = time.perf_counter() - started
+    return report

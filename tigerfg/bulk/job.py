@@ -1,0 +1,175 @@
+"""An encoding job: what is to be encoded, in units that are done or not; noted beside the result.
+
+A unit is a range of rows of one input file and becomes one file, written whole or not at all. So
+a job is resumed by doing the units whose file is missing, and a unit that was done twice is done
+once; its file is the same, byte for byte, whoever makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from tigerfg.bulk.storage import Storage
+from tigerfg.bundle import Bundle
+from tigerfg.errors import InputError
+
+FORMAT = 1
+MANIFEST = "encode.json"
+VECTORS, REJECTS = ".vectors.parquet", ".rejects.jsonl"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows ``start`` to ``start + rows`` of an input file; its results are named ``name``."""
+
+    name: str
+    file: str
+    start: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the vectors of a job depend on, and the units it is cut into.
+
+    Attributes:
+        model, fingerprint, embedding_dim: the bundle: what it was asked for by, and what it is.
+        engine, precision: as `tigerfg.engines.open_engine` takes them.
+        batch_size: items encoded at once. unit_rows: rows of a unit, at most.
+    """
+
+    model: str
+    fingerprint: str
+    embedding_dim: int
+    engine: str
+    precision: str
+    batch_size: int
+    unit_rows: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is encoded, how, and where the results go."""
+
+    settings: Settings
+    units: list[Unit]
+    out: str
+
+    def missing(self) -> list[Unit]:
+        """The units that are not done yet."""
+        done = set(Storage(self.out).names())
+        return [unit for unit in self.units if unit.name + VECTORS not in done]
+
+
+def plan_job(
+    items: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    model: str | os.PathLike = "tiny",
+    engine: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 32,
+    unit_rows: int = 4096,
+) -> Job:
+    """Cut the input into units, and note the job in ``out``.
+
+    Args:
+        items: parquet files, or directories of them, with the columns that `read_items` knows;
+            images are embedded bytes, addresses, or paths that every node has.
+        out: a directory, new or of the same job.
+
+    Raises:
+        InputError: no input, or ``out`` holds another job; names what differs.
+        BundleError: the model cannot be used.
+    """
+    for name, value in (("batch_size", batch_size), ("unit_rows", unit_rows)):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} {value!r} must be a whole number, at least 1")
+    bundle = Bundle.open(model)
+    name = os.fspath(model)
+    if os.path.isdir(name):
+        name = os.path.abspath(name)
+    settings = Settings(
+        name, bundle.fingerprint, bundle.embedding_dim, engine, precision, batch_size, unit_rows
+    )
+    files = [file for place in items for file in _parquet_files(place)]
+    if not files:
+        raise InputError(f"items: no parquet file in {', '.join(map(str, items)) or 'nothing'}")
+    units = [unit for number, file in enumerate(files) for unit in _units(number, *file, unit_rows)]
+    storage = Storage(out)
+    storage.make()
+    manifest = {
+        "format": FORMAT,
+        **asdict(settings),
+        "inputs": [{"file": file.rpartition("/")[2], "rows": rows} for file, rows in files],
+    }
+    _note(storage, manifest)
+    return Job(settings, units, storage.place)
+
+
+def read_manifest(storage: Storage) -> dict:
+    """What a job was, from the directory of its results.
+
+    Raises:
+        InputError: no job there, or one of a newer tigerfg.
+    """
+    if MANIFEST not in storage.names():
+        raise InputError(f"{storage.place} holds no {MANIFEST}: give what `tigerfg encode` wrote")
+    try:
+        manifest = json.loads(storage.read(MANIFEST))
+        found = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{storage.place}/{MANIFEST} is damaged: {error}") from error
+    if found != FORMAT:
+        raise InputError(
+            f"{storage.place} has format {found}, this tigerfg knows {FORMAT}: update it"
+        )
+    return manifest
+
+
+def _note(storage: Storage, manifest: dict) -> None:
+    if MANIFEST not in storage.names():
+        storage.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        return
+    there = read_manifest(storage)
+    for name, value in manifest.items():
+        if there.get(name) != value:
+            raise InputError(
+                f"{storage.place} holds the results of another job: its {name} is "
+                f"{json.dumps(there.get(name))[:200]}, now {json.dumps(value)[:200]}; name another "
+                "directory"
+            )
+
+
+def _parquet_files(place: str | os.PathLike) -> list[tuple[str, int]]:
+    """(path or address, rows) of a parquet file, or of those right in a directory, by name."""
+    storage = Storage(place)
+    from pyarrow import ArrowException, parquet
+
+    names = storage.names()
+    if names == [storage.path.rpartition("/")[2]]:
+        places = {names[0]: (storage.place, storage.path)}
+    else:
+        wanted = [name for name in names if name.endswith(".parquet")]
+        places = {
+            name: (f"{storage.place.rstrip('/')}/{name}", storage.child(name)) for name in wanted
+        }
+    found = []
+    for shown, path in places.values():
+        try:
+            with storage.files.open_input_file(path) as file:
+                found.append((shown, parquet.ParquetFile(file).metadata.num_rows))
+        except (ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{shown}: not a readable parquet file: {reason}") from error
+    return found
+
+
+def _units(number: int, file: str, rows: int, most: int) -> list[Unit]:
+    return [
+        Unit(f"part-{number:05d}-{start:010d}", file, start, min(most, rows - start))
+        for start in range(0, rows, most)
+    ]

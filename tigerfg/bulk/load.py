@@ -1,0 +1,99 @@
+"""Vectors that were encoded elsewhere, into a catalogue."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tigerfg.bulk.job import VECTORS, read_manifest
+from tigerfg.bulk.storage import Storage
+from tigerfg.errors import CatalogError, InputError
+from tigerfg.index.store import Record
+from tigerfg.records import Rejected
+from tigerfg.results import AddReport
+
+if TYPE_CHECKING:
+    from tigerfg.index.collection import Collection
+    from tigerfg.index.milvus import MilvusCollection
+
+BATCH = 1000  # records of a transaction
+
+
+def load(
+    place: str,
+    collection: Collection | MilvusCollection,
+    *,
+    replace: bool,
+    progress: Callable[[AddReport], object] | None = None,
+) -> AddReport:
+    """See `Searcher.load`."""
+    storage = Storage(place)
+    manifest, meta = read_manifest(storage), collection.meta
+    if manifest["fingerprint"] != meta.fingerprint:
+        raise CatalogError(
+            f"{storage.place} was encoded by the model {manifest['model']} "
+            f"({manifest['fingerprint'][:12]}), {collection.path} holds vectors of {meta.model} "
+            f"({meta.fingerprint[:12]}): encode it again with that one"
+        )
+    started = time.perf_counter()
+    added = replaced = unchanged = 0
+    rejected: list[Rejected] = []
+    for batch in _batches(storage, meta.embedding_dim):
+        stored = collection.content_hashes([record.item_id for record in batch])
+        wanted: dict[str, Record] = {}
+        for record in batch:
+            known = stored.get(record.item_id)
+            if known == record.content_hash:
+                unchanged += 1
+            elif (known is not None or record.item_id in wanted) and not replace:
+                reason = "the id is taken by another item of this catalogue: upsert replaces it"
+                rejected.append(Rejected(record.item_id, reason))
+            elif wrong := collection.objection(record.document):
+                rejected.append(Rejected(record.item_id, wrong))
+            else:
+                wanted[record.item_id] = record
+        changed = collection.put(list(wanted.values()), replace)
+        added, replaced = added + len(wanted) - changed, replaced + changed
+        seconds = time.perf_counter() - started
+        report = AddReport(added, replaced, unchanged, rejected, seconds)
+        if progress:
+            progress(report)
+    return AddReport(added, replaced, unchanged, rejected, time.perf_counter() - started)
+
+
+def _batches(storage: Storage, dim: int) -> Iterator[list[Record]]:
+    from pyarrow import ArrowException, parquet
+
+    for name in storage.names():
+        if not name.endswith(VECTORS):
+            continue
+        try:
+            with storage.files.open_input_file(storage.child(name)) as stream:
+                for batch in parquet.ParquetFile(stream).iter_batches(batch_size=BATCH):
+                    yield _records(batch, dim)
+        except (ArrowException, OSError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{storage.place}/{name} is damaged ({reason}): delete it and encode again"
+            ) from error
+
+
+def _records(batch: Any, dim: int) -> list[Record]:
+    vectors = batch.column("vector").flatten().to_numpy().reshape(-1, dim).astype(np.float32)
+    columns = ["item_id", "content_hash", "document", "grounding_map", "map_rows", "map_columns"]
+    rows = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+    return [
+        Record(
+            item_id,
+            content_hash,
+            document,
+            vector,
+            np.array(values, np.float32).reshape(height, width),
+        )
+        for vector, (item_id, content_hash, document, values, height, width) in zip(
+            vectors, rows, strict=True
+        )
+    ]

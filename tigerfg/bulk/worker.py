@@ -1,0 +1,175 @@
+"""One unit of an encoding job, from its rows to the file of its vectors."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tigerfg.bulk.job import REJECTS, VECTORS, Settings, Unit
+from tigerfg.bulk.storage import Storage
+from tigerfg.bundle import Bundle
+from tigerfg.catalog import parquet_row
+from tigerfg.errors import BundleError, InputError
+from tigerfg.index.store import Record
+from tigerfg.ingest import ingest
+from tigerfg.lazy_encoder import LazyEncoder
+from tigerfg.records import Rejected
+
+_READ_ROWS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a unit.
+
+    Attributes:
+        unit: its name. vectors, rejected: how many of its rows gave which.
+        seconds: it took, and by stage of the ingest. error: why there is no result, "" if there is.
+    """
+
+    unit: str
+    vectors: int
+    rejected: int
+    seconds: float
+    stages: Mapping[str, float]
+    error: str = ""
+
+
+class UnitEncoder:
+    """Encodes units with one engine, which starts with the first of them.
+
+    Args:
+        threads: of the engine; None for all cores.
+
+    Raises:
+        BundleError: the model here is not that of the job.
+    """
+
+    def __init__(self, settings: Settings, out: str, threads: int | None = None) -> None:
+        bundle = Bundle.open(settings.model)
+        if bundle.fingerprint != settings.fingerprint:
+            raise BundleError(
+                f"the model {settings.model} is another one here ({bundle.fingerprint[:12]}) than "
+                f"where the job was begun ({settings.fingerprint[:12]})"
+            )
+        self._settings, self._out = settings, Storage(out)
+        self._encoder = LazyEncoder(bundle, settings.engine, settings.precision, threads)
+
+    def encode(self, unit: Unit) -> Outcome:
+        """Encode the rows and write the unit's files; what is wrong with the input is an error."""
+        started = time.perf_counter()
+        sink = _Sink()
+        try:
+            report = ingest(
+                _entries(unit),
+                self._encoder.get(),
+                sink,
+                replace=False,
+                batch_size=self._settings.batch_size,
+                progress=None,
+            )
+            if report.rejected:
+                lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in report.rejected]
+                self._out.write(unit.name + REJECTS, "".join(lines).encode())
+            self._out.write(unit.name + VECTORS, _as_parquet(sink.records, self._settings))
+        except InputError as error:
+            return Outcome(unit.name, 0, 0, time.perf_counter() - started, {}, str(error))
+        seconds = time.perf_counter() - started
+        return Outcome(unit.name, len(sink.records), len(report.rejected), seconds, report.stages)
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._encoder.close()
+
+
+class _Sink:
+    """Where `ingest` puts the records of a unit: a list."""
+
+    folder = None
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def content_hashes(self, item_ids: Sequence[str]) -> dict[str, bytes]:
+        wanted = set(item_ids)
+        return {r.item_id: r.content_hash for r in self.records if r.item_id in wanted}
+
+    def objection(self, document: str) -> None:
+        return None
+
+    def put(self, records: Sequence[Record], replace: bool) -> int:
+        self.records += records
+        return 0
+
+
+def _entries(unit: Unit) -> Iterator[Mapping[str, Any] | Rejected]:
+    """The unit's rows as items, and what is wrong with the others."""
+    from pyarrow import ArrowException, parquet
+
+    storage = Storage(unit.file)
+    number = unit.start
+    try:
+        with storage.files.open_input_file(storage.path) as stream:
+            file = parquet.ParquetFile(stream)
+            groups, skipped = _row_groups(file, unit)
+            batches = file.iter_batches(batch_size=_READ_ROWS, row_groups=groups)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for position, row in enumerate(rows):
+                if position < skipped:
+                    continue
+                if number == unit.start + unit.rows:
+                    return
+                number += 1
+                values = parquet_row(row)
+                if isinstance(values, str):
+                    yield Rejected(None, values, number, unit.file)
+                else:
+                    yield values
+    except (ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{unit.file}: not a readable parquet file: {reason}") from error
+
+
+def _row_groups(file: Any, unit: Unit) -> tuple[list[int], int]:
+    """The row groups that hold the unit's rows, and how many rows of them come before it."""
+    groups, first, skipped = [], 0, 0
+    for number in range(file.metadata.num_row_groups):
+        rows = file.metadata.row_group(number).num_rows
+        if first + rows > unit.start and first < unit.start + unit.rows:
+            if not groups:
+                skipped = unit.start - first
+            groups.append(number)
+        first += rows
+    return groups, skipped
+
+
+def _as_parquet(records: Sequence[Record], settings: Settings) -> bytes:
+    """Vectors and maps in float16, in the order of the rows."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    vectors = np.array([r.vector for r in records], np.float16).reshape(-1, settings.embedding_dim)
+    maps = [np.asarray(r.grounding_map, np.float16) for r in records]
+    table = pa.table(
+        {
+            "item_id": pa.array([r.item_id for r in records], pa.string()),
+            "content_hash": pa.array([r.content_hash for r in records], pa.binary()),
+            "vector": pa.FixedSizeListArray.from_arrays(
+                pa.array(vectors.reshape(-1), pa.float16()), settings.embedding_dim
+            ),
+            "grounding_map": pa.array([m.reshape(-1) for m in maps], pa.list_(pa.float16())),
+            "map_rows": pa.array([m.shape[0] for m in maps], pa.int16()),
+            "map_columns": pa.array([m.shape[1] for m in maps], pa.int16()),
+            "document": pa.array([r.document for r in records], pa.string()),
+        },
+        metadata={"tigerfg.fingerprint": settings.fingerprint},
+    )
+    file = io.BytesIO()
+    parquet.write_table(table, file, compression="zstd")
+    return file.getvalue()

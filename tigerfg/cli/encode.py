@@ -1,0 +1,67 @@
+"""``tigerfg encode``: vectors of millions of items, on this machine or on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tigerfg.cli import options
+from tigerfg.cli.console import progress, say, shown_path
+
+SHOWN = 5
+
+
+def command(
+    items: Annotated[
+        list[str], typer.Argument(metavar="ITEMS...", help="Parquet files or directories of them.")
+    ],
+    out: Annotated[str, typer.Option("--out", help="Directory or address (s3://...) of results.")],
+    model: options.Model = "tiny",
+    ray: Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster.")] = False,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of the cluster; else RAY_ADDRESS, or here.")
+    ] = None,
+    actors: Annotated[
+        int, typer.Option("--actors", min=1, help="With --ray: engines at once, at most.")
+    ] = 1,
+    cpus: Annotated[float, typer.Option("--cpus", min=0, help="With --ray: CPUs of an actor.")] = 1,
+    gpus: Annotated[float, typer.Option("--gpus", min=0, help="With --ray: GPUs of an actor.")] = 0,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Items encoded at once.")] = 32,
+    unit_rows: Annotated[
+        int, typer.Option("--unit-rows", min=1, help="Rows of a unit: what a lost node costs.")
+    ] = 4096,
+    engine: options.Engine = "auto",
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Encode parquet files of items into parquet files of vectors, for `tigerfg load`.
+
+    What is there already is not done again, so an interrupted run is simply repeated. The exit
+    code is 0 if every unit of the job is done, else 1.
+    """
+    from tigerfg.bulk.cluster import Cluster
+    from tigerfg.bulk.encode import encode
+
+    cluster = Cluster(address, actors, cpus, gpus) if ray else None
+    with progress("encoding") as advance:
+        report = encode(
+            items,
+            out,
+            cluster=cluster,
+            model=model,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            batch_size=batch,
+            unit_rows=unit_rows,
+            progress=lambda now: advance(now.done, now.units),
+        )
+    place = out if "://" in out else shown_path(Path(os.path.abspath(out)))
+    typer.echo(f"{report}; {place}")
+    for name, reason in list(report.failed.items())[:SHOWN]:
+        say(f"failed {name}: {reason}")
+    if report.failed:
+        raise typer.Exit(1)

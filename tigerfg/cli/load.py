@@ -1,0 +1,41 @@
+"""``tigerfg load``: vectors that ``tigerfg encode`` wrote, into a catalogue."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tigerfg.cli import options
+from tigerfg.cli.console import plural, progress, say, shown_path
+
+SHOWN = 5
+
+
+def command(
+    vectors: Annotated[str, typer.Argument(metavar="VECTORS", help="What `encode` wrote to.")],
+    catalog: options.Catalog = "catalog",
+    model: options.Model = "tiny",
+    upsert: Annotated[
+        bool, typer.Option("--upsert", help="Replace items that changed instead of refusing them.")
+    ] = False,
+) -> None:
+    """Store encoded items in a catalogue, which is created where there is none.
+
+    Items that are there already, unchanged, are skipped, so an interrupted run is simply repeated.
+    """
+    from tigerfg.searcher import Searcher
+
+    with Searcher.create(catalog, model=model, exist_ok=True) as searcher:
+        with progress("loading") as advance:
+            report = searcher.load(
+                vectors,
+                replace=upsert,
+                progress=lambda now: advance(now.added + now.replaced + now.unchanged, None),
+            )
+        size, place = len(searcher), searcher.info.path
+    typer.echo(f"{report}; {shown_path(place)} holds {plural(size, 'item')}")
+    for reject in report.rejected[:SHOWN]:
+        say(f"rejected {reject}")
+    if len(report.rejected) > SHOWN:
+        say(f"... and {len(report.rejected) - SHOWN} more")
