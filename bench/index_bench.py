@@ -37,6 +37,7 @@ K, RECALLS = 10, (0.90, 0.95, 0.99)
 QUERIES, BATCH = 1000, 64
 NEAR = 8  # neighbours whose differences move a child
 AT_ONCE = 4096
+SLOTS = 10_000
 OURS = "tigerfg"
 Search = Callable[[np.ndarray], np.ndarray]  # queries (B, E) -> ids (B, K)
 
@@ -139,11 +140,12 @@ def ours(vectors: np.ndarray, out: Path, factory: str) -> Contender:
             folder, model="bench", fingerprint="0" * 64, embedding_dim=vectors.shape[1]
         )
         grid = np.ones((1, 1), np.float32)
+        rng = np.random.default_rng(0)
         for start in range(0, len(vectors), AT_ONCE):
             part = vectors[start : start + AT_ONCE]
             store.put(
                 [
-                    Record(f"i{n}", b"", json.dumps({"item_id": f"i{n}"}), vector, grid)
+                    Record(f"i{n}", b"", document(n, rng), vector, grid)
                     for n, vector in enumerate(part, start)
                 ]
             )
@@ -165,6 +167,11 @@ def ours(vectors: np.ndarray, out: Path, factory: str) -> Contender:
                 nprobe *= 2
 
     return Contender(f"{OURS} {factory}", settings(), seconds, size / len(vectors), "rows mapped")
+
+
+def document(number: int, rng: np.random.Generator) -> str:
+    """An item's JSON form, with a field to filter by: a number below SLOTS at random."""
+    return json.dumps({"item_id": f"i{number}", "slot": int(rng.integers(SLOTS))})
 
 
 def searcher(index: IvfIndex, nprobe: int, factor: int) -> Search:
