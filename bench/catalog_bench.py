@@ -20,7 +20,7 @@ import faiss
 import numpy as np
 from conditions import conditions
 from engine_report import markdown
-from index_bench import K, SLOTS, unit
+from index_bench import SLOTS, K, unit
 
 from tigerfg.index.collection import Collection
 from tigerfg.index.store import Record

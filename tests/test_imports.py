@@ -22,7 +22,16 @@ FRAMEWORKS = {"torch", "triton", "transformers", "safetensors", "onnx", "onnxscr
 BASE = {"errors", "boxes", "decoding", "images", "text", "records", "catalog", "bundle", "bundles"}
 BASE |= {"gpu_bundle", "levels"}
 SERVING = {"engines", "index", "searcher", "encoder", "ingest", "results", "sheet", "serving"}
-SERVING |= {"verify", "download", "prepare", "stage_clock", "lazy_encoder", "catalog_model", "bulk"}
+SERVING |= {
+    "verify",
+    "download",
+    "prepare",
+    "stage_clock",
+    "lazy_encoder",
+    "catalog_model",
+    "bulk",
+    "reader",
+}
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
     **dict.fromkeys(SERVING, BASE | SERVING),

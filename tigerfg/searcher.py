@@ -5,43 +5,36 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from tigerfg.bundle import Bundle
 from tigerfg.catalog_model import Model, as_bundle, open_with_model, recorded_name
 from tigerfg.download import FetchLimits
 from tigerfg.errors import CatalogError, InputError
-from tigerfg.images import ImageSource
-from tigerfg.index.collection import Collection, check_search
+from tigerfg.index.collection import Collection
 from tigerfg.index.keeper import IndexStats
 from tigerfg.index.places import Place, create_collection, holds_catalog
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.snapshot import copy_catalog
 from tigerfg.ingest import OnProgress, ingest
 from tigerfg.lazy_encoder import LazyEncoder
+from tigerfg.reader import CatalogReader
 from tigerfg.records import Item, Rejected
 from tigerfg.results import AddReport, Hit, SearcherInfo, VerifyReport
 from tigerfg.verify import verify
 
 if TYPE_CHECKING:
-    from tigerfg.encoder import Encoder
     from tigerfg.engines import Engine
     from tigerfg.index.milvus import MilvusCollection
 
 __all__ = ["AddReport", "Hit", "Searcher", "SearcherInfo", "VerifyReport"]
 
-Box = Sequence[float]
-Where = Mapping[str, Any]
-
 logger = logging.getLogger("tigerfg")
 
 
-class Searcher:
+class Searcher(CatalogReader):
     """A catalogue with its model. Make one with `Searcher.create` or `Searcher.open`.
 
     Safe to use from several threads; a search sees every write that has returned, in this process
@@ -60,9 +53,7 @@ class Searcher:
         precision: str,
         threads: int | None,
     ) -> None:
-        self.model = model
-        self._collection = collection
-        self._encoder = LazyEncoder(model, engine, precision, threads)
+        super().__init__(collection, LazyEncoder(model, engine, precision, threads))
         self._writing = threading.RLock()  # one add, upsert, delete or close at a time
 
     @classmethod
@@ -206,110 +197,6 @@ class Searcher:
             )
         return deleted
 
-    def search(
-        self, image: ImageSource, box: Box | None = None, k: int = 10, where: Where | None = None
-    ) -> list[Hit]:
-        """The k items that the photo most likely shows, best first.
-
-        Args:
-            image: path, bytes, PIL image or uint8 array.
-            box: the product in the photo, ``(x0, y0, x1, y1)`` in pixels of the image as stored;
-                None if the photo is cropped already.
-            k: how many; fewer come back only if fewer items (that match) are stored.
-            where: filter, see `tigerfg.index.where`.
-
-        Raises:
-            InputError: the picture, the box, k or the filter cannot be used.
-        """
-        check_search(k, where)
-        return self.search_embeddings(self.encode_query(image, box)[None], k, where)[0]
-
-    def search_batch(
-        self,
-        images: Sequence[ImageSource],
-        boxes: Sequence[Box | None] | None = None,
-        k: int = 10,
-        where: Where | None = None,
-        on_error: str = "raise",
-    ) -> list[list[Hit] | None]:
-        """`search` for many photos at once.
-
-        Args:
-            boxes: one box or None a photo; None for no boxes at all.
-            on_error: "raise" an InputError that names every photo that cannot be used, by
-                position, before anything is searched; or "skip" them: each gives None in the
-                result and a warning in the log.
-        """
-        check_search(k, where)
-        if on_error not in ("raise", "skip"):
-            raise InputError(f"on_error {on_error!r} is neither 'raise' nor 'skip'")
-        if isinstance(images, (str, bytes, os.PathLike)):
-            raise InputError("search_batch takes a list of images; use search for a single one")
-        images = list(images)
-        boxes = [None] * len(images) if boxes is None else list(boxes)
-        if len(boxes) != len(images):
-            raise InputError(f"{len(boxes)} boxes for {len(images)} images: give one box an image")
-        queries = list(zip(images, boxes, strict=True))
-        encoder = self._get_encoder()
-        if on_error == "raise":
-            return list(self.search_embeddings(encoder.encode_queries(queries), k, where))
-        results = encoder.try_queries(queries)
-        bad = {n: result for n, result in enumerate(results) if isinstance(result, InputError)}
-        for position, error in bad.items():
-            logger.warning("search_batch: query %d skipped: %s", position, error)
-        good = [result for n, result in enumerate(results) if n not in bad]
-        hits = iter(self.search_embeddings(np.stack(good), k, where) if good else ())
-        return [None if n in bad else next(hits) for n in range(len(results))]
-
-    def search_embeddings(
-        self, embeddings: np.ndarray, k: int = 10, where: Where | None = None
-    ) -> list[list[Hit]]:
-        """`search` for embeddings (B, E) of unit length, as `encode_query` gives them."""
-        check_search(k, where)
-        embeddings = np.asarray(embeddings, np.float32)
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.model.embedding_dim:
-            raise InputError(
-                f"embeddings of shape {embeddings.shape}: give (B, {self.model.embedding_dim})"
-            )
-        if not np.isfinite(embeddings).all():
-            raise InputError("embeddings hold numbers that are not finite")
-        found = self._collection.search(embeddings, k, where)
-        return [[Hit.from_match(*match) for match in matches] for matches in found]
-
-    def encode_query(self, image: ImageSource, box: Box | None = None) -> np.ndarray:
-        """The photo's embedding: float32 (E,), unit length."""
-        return self._get_encoder().encode_query(image, box)
-
-    def get(self, item_id: str) -> Item | None:
-        """The stored item of this id, or None."""
-        document = self._collection.document(item_id)
-        return None if document is None else Item.from_dict(document)
-
-    def __contains__(self, item_id: object) -> bool:
-        return isinstance(item_id, str) and self.get(item_id) is not None
-
-    def __len__(self) -> int:
-        return len(self._collection)
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[Item]:
-        """The items in the order in which they were stored."""
-        return map(Item.from_dict, self._collection.documents())
-
-    @property
-    def info(self) -> SearcherInfo:
-        """What this catalogue is and what it runs on."""
-        return SearcherInfo(
-            **asdict(self._collection.meta),
-            path=self._collection.path,
-            items=len(self),
-            engine=self._encoder.engine,
-            read_only=self._collection.read_only,
-            size_bytes=self._collection.size_bytes,
-        )
-
     def flush(self) -> None:
         """Write the index file, so that the next start is quick; items are safe without it."""
         self._collection.flush()
@@ -321,10 +208,6 @@ class Searcher:
         when it is closed; call this after a large `add` to search fast at once.
         """
         return self._collection.optimize()
-
-    def stats(self) -> IndexStats:
-        """What answers searches: exact or which index, and the recall and speed measured for it."""
-        return self._collection.stats()
 
     def snapshot(self, path: str | os.PathLike) -> Path:
         """Copy the catalogue, at one state of it, to a new or empty directory; returns that.
@@ -390,7 +273,3 @@ class Searcher:
                 progress=progress,
                 limits=limits,
             )
-
-    def _get_encoder(self) -> Encoder:
-        self._collection.require_open()
-        return self._encoder.get()

@@ -12,10 +12,9 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,27 +22,17 @@ from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.collection import Match
 from tigerfg.index.database import StoreMeta
 from tigerfg.index.keeper import IndexStats
-from tigerfg.index.milvus_address import MilvusAddress, explained
-from tigerfg.index.milvus_filters import COLUMN, compile_filter
-from tigerfg.index.milvus_schema import (
-    METRIC,
-    MOST_BYTES,
-    MilvusIndex,
-    from_row,
-    key_of,
-    objection,
-    to_row,
-)
+from tigerfg.index.milvus_address import MilvusAddress
+from tigerfg.index.milvus_filters import compile_filter
+from tigerfg.index.milvus_schema import MilvusIndex, key_of, objection, to_row
+from tigerfg.index.milvus_table import MOST_RESULTS, MilvusTable
 from tigerfg.index.milvus_tuning import measure
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.store import Record, Sampled
 
-if TYPE_CHECKING:
-    from pymilvus import MilvusClient
-
 META, TUNED = "tigerfg.catalog", "tigerfg.tuned"  # properties of the collection, JSON
-MOST_RESULTS = 16_384  # of a query, by Milvus
-_AT_ONCE = 2_000  # rows of one call: some 5 kB each, and a message may have 64 MiB
+READ = 500  # documents read at once
+SAMPLE = 256  # stored items that nprobe is tuned with
 
 
 class MilvusCollection:
@@ -52,17 +41,11 @@ class MilvusCollection:
     folder = None  # there is none
 
     def __init__(
-        self,
-        address: MilvusAddress,
-        client: MilvusClient,
-        meta: StoreMeta,
-        tuned: dict[str, Any],
-        read_only: bool,
+        self, table: MilvusTable, meta: StoreMeta, tuned: dict[str, Any], read_only: bool
     ) -> None:
-        self.path, self.meta, self.read_only = str(address), meta, read_only
-        self._address, self._tuned = address, tuned
-        self._client: MilvusClient | None = client
-        self._index = MilvusIndex.parse(meta.index, meta.embedding_dim, address.lite)
+        self.path, self.meta, self.read_only = str(table.address), meta, read_only
+        self._table, self._tuned = table, tuned
+        self._index = MilvusIndex.parse(meta.index, meta.embedding_dim, table.address.lite)
         self._numbering = threading.Lock()
         self._last = 0
 
@@ -76,7 +59,7 @@ class MilvusCollection:
         embedding_dim: int,
         settings: IndexSettings | None = None,
     ) -> MilvusCollection:
-        """Make an empty one; its database and server must be there.
+        """Make an empty one; its server and database must be there.
 
         Raises:
             CatalogError: there is a collection of this name already, or the server refuses.
@@ -89,52 +72,47 @@ class MilvusCollection:
         meta = StoreMeta(
             uuid.uuid4().hex, model, fingerprint, int(embedding_dim), created, **asdict(settings)
         )
-        client = address.connect()
+        table = MilvusTable(address)
         try:
-            with explained(address, "create a catalogue"):
-                if client.has_collection(address.collection):
-                    raise CatalogError(f"{address} is there already: open it, or name a new one")
-                _make(client, address.collection, index, meta)
+            if table.there():
+                raise CatalogError(f"{address} is there already: open it, or name a new one")
+            table.create(index, meta.embedding_dim, {META: json.dumps(asdict(meta))})
         except BaseException:
-            client.close()
+            table.close()
             raise
-        return cls(address, client, meta, {}, read_only=False)
+        return cls(table, meta, {}, read_only=False)
 
     @classmethod
     def open(cls, place: str, read_only: bool = False) -> MilvusCollection:
         """Open an existing one."""
         address = MilvusAddress.parse(place)
-        client = address.connect()
+        table = MilvusTable(address)
         try:
-            with explained(address, "open the catalogue"):
-                if not client.has_collection(address.collection):
-                    raise CatalogError(f"{address} is no catalogue: create one there first")
-                properties = client.describe_collection(address.collection)["properties"]
-                client.load_collection(address.collection)
+            if not table.there():
+                raise CatalogError(f"{address} is no catalogue: create one there first")
+            properties = table.load()
             try:
                 meta = StoreMeta(**json.loads(properties[META]))
                 tuned = json.loads(properties.get(TUNED, "{}"))
             except (KeyError, TypeError, ValueError) as error:
                 raise CatalogError(f"{address} was not made by this tigerfg") from error
         except BaseException:
-            client.close()
+            table.close()
             raise
-        return cls(address, client, meta, tuned, read_only)
+        return cls(table, meta, tuned, read_only)
 
     @staticmethod
     def exists(place: str) -> bool:
         """Whether there is a collection of this name."""
-        address = MilvusAddress.parse(place)
-        client = address.connect()
+        table = MilvusTable(MilvusAddress.parse(place))
         try:
-            with explained(address, "look for a catalogue"):
-                return client.has_collection(address.collection)
+            return table.there()
         finally:
-            client.close()
+            table.close()
 
     def require_open(self) -> None:
         """CatalogError if the collection is closed."""
-        if self._client is None:
+        if self._table.closed:
             raise CatalogError(f"{self.path} is closed: open it again")
 
     def require_writer(self, action: str) -> None:
@@ -144,7 +122,7 @@ class MilvusCollection:
             raise CatalogError(f"cannot {action}: {self.path} is open for reading only")
 
     def __len__(self) -> int:
-        return self._count("")
+        return self._table.count()
 
     def objection(self, document: str) -> str | None:
         """Why an item of this JSON form cannot be stored here, or None."""
@@ -162,37 +140,35 @@ class MilvusCollection:
                 "item: upsert replaces it"
             )
         first = self._number(len(records))
-        rows = [to_row(record, number) for number, record in enumerate(records, first)]
-        with self._server("store items") as client:
-            client.upsert(self._address.collection, rows)
+        self._table.upsert([to_row(record, number) for number, record in enumerate(records, first)])
         return len(stored)
 
     def delete(self, item_ids: Iterable[str]) -> int:
         """See `Store.delete`."""
         self.require_writer("delete items")
-        keys = {key_of(item_id): item_id for item_id in item_ids}
-        there = [row["key"] for row in self._fetch(list(keys), ["key"])]
-        with self._server("delete items") as client:
-            for chunk in _chunks(there):
-                client.delete(self._address.collection, ids=chunk)
+        keys = list({key_of(item_id) for item_id in item_ids})
+        there = [row["key"] for row in self._table.rows(keys, ["key"])]
+        self._table.delete(there)
         return len(there)
 
     def content_hashes(self, item_ids: Iterable[str]) -> dict[str, bytes]:
         """Content hashes of the stored ones of these items, by item id."""
         keys = {key_of(item_id): item_id for item_id in item_ids}
-        rows = self._fetch(list(keys), ["key", "content_hash"])
+        rows = self._table.rows(list(keys), ["key", "content_hash"])
         return {keys[row["key"]]: bytes.fromhex(row["content_hash"]) for row in rows}
 
     def document(self, item_id: str) -> dict[str, Any] | None:
         """A stored item's JSON form, None when there is none of this id."""
-        rows = self._fetch([key_of(item_id)], ["document"])
+        rows = self._table.rows([key_of(item_id)], ["document"])
         return json.loads(rows[0]["document"]) if rows else None
 
     def documents(self) -> Iterator[dict[str, Any]]:
         """All items' JSON forms in the order of storing; writes may go on meanwhile."""
-        for chunk in _chunks([key for _, key in sorted(self._numbers())], 500):
-            rows = self._fetch(chunk, ["number", "document"])
-            yield from (json.loads(r["document"]) for r in sorted(rows, key=lambda r: r["number"]))
+        keys = [key for _, key in sorted(self._table.numbers())]
+        for start in range(0, len(keys), READ):
+            rows = self._table.rows(keys[start : start + READ], ["number", "document"])
+            rows.sort(key=lambda row: row["number"])
+            yield from (json.loads(row["document"]) for row in rows)
 
     def search(
         self, embeddings: np.ndarray, k: int, where: Mapping[str, Any] | None = None
@@ -207,12 +183,12 @@ class MilvusCollection:
             raise InputError(f"k {k}: Milvus gives at most {MOST_RESULTS} results")
         if not len(embeddings):
             return []
+        table, index = self._table, self._index
         expression = compile_filter(where) if where else ""
-        probed = self._address.nprobe or self._tuned.get("nprobe") or self._default_nprobe
-        found = self._nearest(embeddings, k, expression, probed)
+        found = table.nearest(embeddings, k, expression, index, self._nprobe)
         short = [n for n, line in enumerate(found) if len(line) < k]
-        if short and self._index.lists and len(found[short[0]]) < self._count(expression):
-            again = self._nearest(embeddings[short], k, expression, self._index.lists)
+        if short and index.lists and len(found[short[0]]) < table.count(expression):
+            again = table.nearest(embeddings[short], k, expression, index, index.lists)
             for n, line in zip(short, again, strict=True):
                 found[n] = line
         return found
@@ -221,59 +197,50 @@ class MilvusCollection:
         """Have the server build its index of all items, and tune nprobe to the target recall."""
         self.require_writer("build an index")
         started = time.perf_counter()
-        with self._server("build an index") as client:
-            client.flush(self._address.collection)
-            while _unindexed(client, self._address.collection):
-                time.sleep(0.2)
-        sample = self.sample(256, 0)
+        self._table.build_index()
+        sample = self.sample(SAMPLE, 0)
         if self._index.lists and sample:
             tuned = measure(
-                lambda vectors, k, nprobe: self._nearest(vectors, k, "", nprobe),
+                lambda vectors, k, nprobe: self._table.nearest(vectors, k, "", self._index, nprobe),
                 sample,
                 self._index.lists,
                 self.meta.target_recall,
             )
             tuned["seconds"] = {"build and tune": round(time.perf_counter() - started, 2)}
-            with self._server("note what was measured") as client:
-                client.alter_collection_properties(
-                    self._address.collection, {TUNED: json.dumps(tuned)}
-                )
+            self._table.note({TUNED: json.dumps(tuned)})
             self._tuned = tuned
         return self.stats()
 
     def stats(self) -> IndexStats:
         """What answers searches, and what was measured when `optimize` was called last."""
         tuned = self._tuned
-        nprobe = self._address.nprobe or tuned.get("nprobe")
-        with self._server("describe the index") as client:
-            building = bool(_unindexed(client, self._address.collection))
+        measured = bool(tuned) and self._nprobe == tuned["nprobe"]
         return IndexStats(
             self.meta.index,
             str(self._index),
             len(self),
-            nprobe or (self._default_nprobe if self._index.lists else None),
-            tuned.get("recall") if nprobe == tuned.get("nprobe") else None,
-            tuned.get("ms") if nprobe == tuned.get("nprobe") else None,
+            self._nprobe if self._index.lists else None,
+            tuned["recall"] if measured else None,
+            tuned["ms"] if measured else None,
             tuned.get("curve", []),
             tuned.get("seconds", {}),
-            building,
+            bool(self._table.pending()),
         )
 
     def sample(self, count: int, seed: int) -> list[Sampled]:
         """At most ``count`` different items at random, in the order of storing."""
-        numbers = sorted(self._numbers())
+        keys = [key for _, key in sorted(self._table.numbers())]
         rng = np.random.default_rng(seed)
-        chosen = np.sort(rng.choice(len(numbers), min(count, len(numbers)), replace=False))
-        keys = [numbers[n][1] for n in chosen]
+        chosen = rng.choice(len(keys), min(count, len(keys)), replace=False)
         wanted = ["number", "document", "content_hash", "vector"]
-        rows = sorted(self._fetch(keys, wanted), key=lambda row: row["number"])
+        rows = self._table.rows([keys[n] for n in chosen], wanted)
         return [
             Sampled(
                 json.loads(row["document"]),
                 bytes.fromhex(row["content_hash"]),
                 np.asarray(row["vector"], np.float32),
             )
-            for row in rows
+            for row in sorted(rows, key=lambda row: row["number"])
         ]
 
     def inspect(self, sample: int, seed: int) -> tuple[int, list[str], list[Sampled]]:
@@ -291,79 +258,13 @@ class MilvusCollection:
 
     def close(self) -> None:
         """Disconnect; a second call does nothing."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        self._table.close()
 
     @property
-    def _default_nprobe(self) -> int:
-        return max(16, (self._index.lists or 0) // 16)
-
-    def _nearest(
-        self, embeddings: np.ndarray, k: int, expression: str, nprobe: int
-    ) -> list[list[Match]]:
-        """The k best of each query among the probed lists, ranked by exact scores."""
-        coarse = self._index.factor > 1
-        limit = min(int(k) * self._index.factor, MOST_RESULTS)
-        fields = ["number", "document", "grounding_map", *(["vector"] if coarse else [])]
-        params = {"nprobe": min(nprobe, self._index.lists)} if self._index.lists else {}
-        lines = []
-        for part in _chunks(list(embeddings), max(1, _AT_ONCE // limit)):
-            with self._server("search") as client:
-                found = client.search(
-                    self._address.collection,
-                    data=part,
-                    filter=expression,
-                    limit=limit,
-                    output_fields=fields,
-                    search_params={"metric_type": METRIC, "params": params},
-                    consistency_level="Strong",
-                )
-            lines += [
-                _ranked(query, hits, k, coarse) for query, hits in zip(part, found, strict=True)
-            ]
-        return lines
-
-    def _count(self, expression: str) -> int:
-        with self._server("count items") as client:
-            rows = client.query(
-                self._address.collection,
-                filter=expression,
-                output_fields=["count(*)"],
-                consistency_level="Strong",
-            )
-        return rows[0]["count(*)"]
-
-    def _fetch(self, keys: Sequence[str], fields: list[str]) -> list[Any]:
-        """Rows of these keys, those that are there, in no order."""
-        rows: list[Any] = []
-        for chunk in _chunks(keys):
-            names = ", ".join(f'"{key}"' for key in chunk)
-            with self._server("read items") as client:
-                rows += client.query(
-                    self._address.collection,
-                    filter=f"key in [{names}]",
-                    output_fields=fields,
-                    consistency_level="Strong",
-                )
-        return rows
-
-    def _numbers(self) -> Iterator[tuple[int, str]]:
-        """(number, key) of all items; Milvus gives rows in the order of their keys."""
-        last = ""
-        while True:
-            with self._server("read items") as client:
-                rows = client.query(
-                    self._address.collection,
-                    filter=f'key > "{last}"',
-                    output_fields=["key", "number"],
-                    limit=MOST_RESULTS,
-                    consistency_level="Strong",
-                )
-            yield from ((row["number"], row["key"]) for row in rows)
-            if len(rows) < MOST_RESULTS:
-                return
-            last = max(row["key"] for row in rows)
+    def _nprobe(self) -> int:
+        """Of the address, else as tuned, else a sixteenth of the lists."""
+        default = max(16, (self._index.lists or 0) // 16)
+        return self._table.address.nprobe or self._tuned.get("nprobe") or default
 
     def _number(self, count: int) -> int:
         """The first of ``count`` numbers that grow with time, over all processes that write."""
@@ -371,50 +272,3 @@ class MilvusCollection:
             first = max(time.time_ns(), self._last + 1)
             self._last = first + count - 1
         return first
-
-    @contextmanager
-    def _server(self, action: str) -> Iterator[MilvusClient]:
-        self.require_open()
-        with explained(self._address, action):
-            yield self._client
-
-
-def _make(client: MilvusClient, name: str, index: MilvusIndex, meta: StoreMeta) -> None:
-    """Create the collection, loaded, with its index."""
-    from pymilvus import DataType
-
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
-    schema.add_field("number", DataType.INT64)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=meta.embedding_dim)
-    schema.add_field("content_hash", DataType.VARCHAR, max_length=64)
-    schema.add_field(COLUMN, DataType.JSON)
-    schema.add_field("document", DataType.VARCHAR, max_length=MOST_BYTES)
-    schema.add_field("grounding_map", DataType.VARCHAR, max_length=MOST_BYTES)
-    wanted = client.prepare_index_params()
-    wanted.add_index("vector", index_type=index.kind, metric_type=METRIC, params=dict(index.params))
-    client.create_collection(name, schema=schema, index_params=wanted, consistency_level="Strong")
-    client.alter_collection_properties(name, {META: json.dumps(asdict(meta))})
-
-
-def _unindexed(client: MilvusClient, name: str) -> int:
-    """Rows that the index does not hold yet."""
-    state = client.describe_index(name, client.list_indexes(name)[0]) or {}
-    return int(state.get("pending_index_rows", 0))
-
-
-def _ranked(query: np.ndarray, hits: Any, k: int, coarse: bool) -> list[Match]:
-    """Hits of one query by exact score, equal ones in the order of storing."""
-    entities = [hit["entity"] for hit in hits]
-    scores = np.array([hit["distance"] for hit in hits], np.float32)
-    if coarse and entities:
-        vectors = np.array([entity["vector"] for entity in entities], np.float32)
-        scores = vectors @ query
-    order = sorted(range(len(entities)), key=lambda n: (-scores[n], entities[n]["number"]))
-    best = np.clip(scores, -1, 1).tolist()
-    return [Match(best[n], *from_row(entities[n])) for n in order[:k]]
-
-
-def _chunks(values: Sequence[Any], size: int = 500) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
