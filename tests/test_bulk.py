@@ -7,6 +7,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -26,6 +28,7 @@ from tigerfg.bulk.job import MANIFEST, plan_job  # noqa: E402
 from tigerfg.bulk.storage import Storage  # noqa: E402
 
 ENGINE = {"engine": "onnx", "precision": "fp32", "threads": 1}
+CLI = [sys.executable, "-m", "tigerfg.cli"]
 
 
 def png(seed: int) -> bytes:
@@ -191,8 +194,26 @@ def test_loading_refuses_what_does_not_belong(vectors, tmp_path):
         last.write_bytes(last.read_bytes()[:-30])
         with pytest.raises(InputError, match=f"{last.name} is damaged"):
             searcher.load(broken)
-        assert len(searcher) > 0, "the files before it are stored"
-        assert searcher.load(vectors).unchanged == len(searcher) - 1 or len(searcher) == 32
+        stored = len(searcher)
+        assert 0 < stored < 32, "the files before it are stored"
+        report = searcher.load(vectors)
+        assert (report.unchanged, report.added) == (stored, 32 - stored)
+
+
+def test_commands(items, tmp_path):
+    out, catalog = str(tmp_path / "vectors"), str(tmp_path / "shop")
+    wanted = ["encode", str(items), "--out", out, "--unit-rows", "20", "--threads", "1"]
+    first = subprocess.run([*CLI, *wanted], capture_output=True, text=True, check=True)
+    assert first.stdout.startswith("32 vectors in ")
+    assert "3 rejected; 3 of 3 units done now; " in first.stdout
+    again = subprocess.run([*CLI, *wanted], capture_output=True, text=True, check=True)
+    assert again.stdout.startswith("0 vectors in ")
+    load = [*CLI, "load", out, "--catalog", catalog]
+    loaded = subprocess.run(load, capture_output=True, text=True, check=True)
+    assert loaded.stdout.startswith("32 added in ")
+    assert loaded.stdout.rstrip().endswith("holds 32 items")
+    repeated = subprocess.run(load, capture_output=True, text=True, check=True)
+    assert "32 unchanged" in repeated.stdout
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

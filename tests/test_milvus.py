@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from tigerfg.index.milvus_filters import compile_filter, name_token, value_token
 from tigerfg.index.milvus_schema import MOST_BYTES, MilvusIndex, objection
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.store import Record
+from tigerfg.records import Item
+from tigerfg.searcher import Searcher
 
 DIM = 16
 
@@ -177,6 +181,42 @@ def test_two_writers_see_each_other(collection):
         with pytest.raises(CatalogError, match="reading only"):
             write()
     reader.close()
+
+
+def test_verify_encodes_a_sample_again(kind, tmp_path):
+    from fakes import FakeBundle, FakeEngine, save_picture
+
+    for place in new_place(kind, tmp_path):
+        with Searcher.create(place, FakeBundle(), engine=FakeEngine()) as searcher:
+            files = [save_picture(tmp_path / f"{n}.png", n) for n in range(6)]
+            searcher.add([Item(f"i{n}", file) for n, file in enumerate(files)])
+            report = searcher.verify(sample=5)
+            assert (report.ok, report.items, report.compared) == (True, 6, 5)
+            assert report.least_cosine == pytest.approx(1, abs=1e-5)
+            with pytest.raises(CatalogError, match="Milvus's own tools"):
+                searcher.snapshot(tmp_path / "copy")
+
+
+def test_commands_take_addresses(kind, tmp_path):
+    from fakes import save_picture
+
+    for n in range(5):
+        save_picture(tmp_path / f"{n}.png", n)
+    records = [{"item_id": f"i{n}", "image": f"{n}.png", "title": f"Item {n}"} for n in range(5)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    for place in new_place(kind, tmp_path):
+
+        def tigerfg(*words: str, place: str = place) -> str:
+            command = [sys.executable, "-m", "tigerfg.cli", *words, "--catalog", place]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        told = tigerfg("index", "--items", str(tmp_path / "items.jsonl"), "--engine", "onnx")
+        assert told.startswith("5 added")
+        assert place in told
+        hits = json.loads(tigerfg("search", str(tmp_path / "3.png"), "--json", "-k", "2"))
+        assert [hit["rank"] for hit in hits] == [1, 2]
+        assert "5 items" in tigerfg("stats")
+        assert "no problem" in tigerfg("verify")
 
 
 def test_optimize_tunes_nprobe_and_the_next_start_knows(kind, tmp_path):

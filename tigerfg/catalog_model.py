@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tigerfg.bundle import Bundle
 from tigerfg.errors import BundleError, CatalogError
+from tigerfg.index.gpu import GpuSettings
 from tigerfg.index.places import Place, open_collection
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ Model = str | os.PathLike | Bundle
 
 
 def open_with_model(
-    place: Place, model: Model | None, read_only: bool
+    place: Place, model: Model | None, read_only: bool, gpu: GpuSettings
 ) -> tuple[Collection | MilvusCollection, Bundle]:
     """A catalogue, and the bundle it was made with.
 
@@ -28,7 +29,7 @@ def open_with_model(
     Raises:
         CatalogError, BundleError: see `Searcher.open`; nothing stays open.
     """
-    collection = open_collection(place, read_only)
+    collection = open_collection(place, read_only, gpu)
     try:
         return collection, _matching(collection, model)
     except BaseException:

@@ -14,6 +14,7 @@ from tigerfg.catalog_model import Model, as_bundle, open_with_model, recorded_na
 from tigerfg.download import FetchLimits
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.collection import Collection
+from tigerfg.index.gpu import GpuSettings
 from tigerfg.index.keeper import IndexStats
 from tigerfg.index.places import Place, create_collection, holds_catalog
 from tigerfg.index.plan import IndexSettings
@@ -68,6 +69,7 @@ class Searcher(CatalogReader):
         index: str = "auto",
         target_recall: float = 0.95,
         memory_budget: int | None = None,
+        gpu: str | GpuSettings = "auto",
     ) -> Searcher:
         """Make an empty catalogue in a new or empty directory and open it for writing.
 
@@ -81,6 +83,8 @@ class Searcher(CatalogReader):
             index, target_recall, memory_budget: how it is searched, see
                 `tigerfg.index.plan.IndexSettings`: "auto" is exact for small catalogues. In Milvus
                 an index type of its, see `MilvusIndex`: "auto" is IVF_PQ.
+            gpu: whether large catalogues are searched on GPUs: "auto", "require", "off", or
+                `tigerfg.index.gpu.GpuSettings`. The engine's device is a matter of ``engine``.
 
         Raises:
             CatalogError: the directory is neither new nor empty, or cannot be written; the
@@ -88,7 +92,9 @@ class Searcher(CatalogReader):
             BundleError: the model cannot be used.
         """
         if exist_ok and holds_catalog(path):
-            return cls.open(path, model, engine=engine, precision=precision, threads=threads)
+            return cls.open(
+                path, model, engine=engine, precision=precision, threads=threads, gpu=gpu
+            )
         settings = IndexSettings(index, target_recall, memory_budget)
         bundle = as_bundle(model)
         collection = create_collection(
@@ -97,6 +103,7 @@ class Searcher(CatalogReader):
             fingerprint=bundle.fingerprint,
             embedding_dim=bundle.embedding_dim,
             settings=settings,
+            gpu=_gpu(gpu),
         )
         return cls(collection, bundle, engine, precision, threads)
 
@@ -109,19 +116,21 @@ class Searcher(CatalogReader):
         engine: str | Engine = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        gpu: str | GpuSettings = "auto",
     ) -> Searcher:
         """Open a catalogue.
 
         Args:
             model: None for the one it was made with; else that same model, wherever it lies now.
             read_only: search and read only, beside any number of others and one writer.
+            engine, precision, threads, gpu: see `create`.
 
         Raises:
             CatalogError: no catalogue, damaged, made with another model, or open for writing
                 elsewhere.
             BundleError: the model cannot be used.
         """
-        collection, bundle = open_with_model(path, model, read_only)
+        collection, bundle = open_with_model(path, model, read_only, _gpu(gpu))
         return cls(collection, bundle, engine, precision, threads)
 
     def add(
@@ -273,3 +282,7 @@ class Searcher(CatalogReader):
                 progress=progress,
                 limits=limits,
             )
+
+
+def _gpu(gpu: str | GpuSettings) -> GpuSettings:
+    return GpuSettings(gpu) if isinstance(gpu, str) else gpu

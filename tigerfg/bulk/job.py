@@ -69,8 +69,8 @@ def plan_job(
     out: str | os.PathLike,
     *,
     model: str | os.PathLike = "tiny",
-    engine: str = "auto",
-    precision: str = "auto",
+    engine: str = "onnx",
+    precision: str = "fp32",
     batch_size: int = 32,
     unit_rows: int = 4096,
 ) -> Job:
@@ -79,6 +79,8 @@ def plan_job(
     Args:
         items: parquet files, or directories of them, with the columns that `read_items` knows;
             images are embedded bytes, addresses, or paths that every node has.
+        engine, precision: with "auto" every actor decides by a measurement of its own: the vectors
+            agree as closely as the bundle's parity report says, the files not to the byte.
         out: a directory, new or of the same job.
 
     Raises:

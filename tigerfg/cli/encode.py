@@ -33,8 +33,8 @@ def command(
     unit_rows: Annotated[
         int, typer.Option("--unit-rows", min=1, help="Rows of a unit: what a lost node costs.")
     ] = 4096,
-    engine: options.Engine = "auto",
-    precision: options.Precision = "auto",
+    engine: options.Engine = "onnx",
+    precision: options.Precision = "fp32",
     threads: options.Threads = None,
 ) -> None:
     """Encode parquet files of items into parquet files of vectors, for `tigerfg load`.

@@ -23,6 +23,9 @@ Engine = Annotated[
 Precision = Annotated[
     str, typer.Option("--precision", help="auto, or what the bundle has: fp32, int8, fp16, ...")
 ]
+RequireGpu = Annotated[
+    bool, typer.Option("--require-gpu", help="Fail where the vector search has no GPU.")
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; all cores unless told.")
 ]

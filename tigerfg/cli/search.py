@@ -35,6 +35,7 @@ def command(
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,
+    require_gpu: options.RequireGpu = False,
     model: options.MovedModel = None,
 ) -> None:
     """Find the catalogue items that a photo shows."""
@@ -43,7 +44,13 @@ def command(
     from tigerfg.searcher import Searcher
 
     with Searcher.open(
-        catalog, model=model, engine=engine, precision=precision, threads=threads, read_only=True
+        catalog,
+        model=model,
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        read_only=True,
+        gpu="require" if require_gpu else "auto",
     ) as searcher:
         hits = searcher.search(image, box=crop, k=k, where=condition)
         size = len(searcher)

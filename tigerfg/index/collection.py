@@ -14,10 +14,13 @@ import numpy as np
 
 from tigerfg.errors import CatalogError, InputError, MissingExtraError
 from tigerfg.index.database import StoreMeta, is_catalog
+from tigerfg.index.gpu import OFF, GpuSettings
 from tigerfg.index.keeper import IndexKeeper, IndexStats, check_files, files_are_stale
 from tigerfg.index.plan import FLAT, IndexSettings
 from tigerfg.index.store import Record, Sampled, Store
 from tigerfg.index.where import parse_filter
+
+NO_GPU = GpuSettings(OFF)
 
 logger = logging.getLogger("tigerfg")
 
@@ -37,11 +40,15 @@ class Collection:
     process or another. Errors are CatalogError; what raises has changed nothing.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, gpu: GpuSettings) -> None:
         self._store = store
         self._changed = self._closing = self._closed = False
         self._lock = threading.RLock()
-        self._keeper = IndexKeeper(store, self._lock)
+        try:
+            self._keeper = IndexKeeper(store, self._lock, gpu)
+        except BaseException:
+            store.close()
+            raise
 
     @classmethod
     def create(
@@ -52,22 +59,24 @@ class Collection:
         fingerprint: str,
         embedding_dim: int,
         settings: IndexSettings | None = None,
+        gpu: GpuSettings = NO_GPU,
     ) -> Collection:
         """Make an empty one in a directory that is new or empty, open for writing."""
-        return cls(
-            Store.create(
-                path,
-                model=model,
-                fingerprint=fingerprint,
-                embedding_dim=embedding_dim,
-                settings=settings,
-            )
+        store = Store.create(
+            path,
+            model=model,
+            fingerprint=fingerprint,
+            embedding_dim=embedding_dim,
+            settings=settings,
         )
+        return cls(store, gpu)
 
     @classmethod
-    def open(cls, path: str | os.PathLike, read_only: bool = False) -> Collection:
+    def open(
+        cls, path: str | os.PathLike, read_only: bool = False, gpu: GpuSettings = NO_GPU
+    ) -> Collection:
         """Open an existing one; only one process at a time can have it open for writing."""
-        return cls(Store.open(path, read_only))
+        return cls(Store.open(path, read_only), gpu)
 
     @staticmethod
     def exists(path: str | os.PathLike) -> bool:
@@ -166,7 +175,7 @@ class Collection:
             where: filter, see `tigerfg.index.where`.
         """
         with self._exclusive() as store, store.snapshot():
-            index = self._keeper.current()
+            index = self._keeper.searcher()
             allowed = store.select(where) if where else None
             scores, ids = index.search(embeddings, k, allowed)
             rows = store.rows(np.unique(ids).tolist())

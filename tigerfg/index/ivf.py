@@ -31,13 +31,14 @@ class IvfIndex:
     Not thread-safe; create it and call `sync` and `search` inside one ``store.snapshot()``.
 
     Attributes:
+        rows: the stored vectors.
         notes: how it was built: factory, nprobe, factor (candidates a wanted result), trained
             (items then), target_recall, and the measured curve.
     """
 
     def __init__(self, store: Store, rows: VectorRows, loaded: Loaded) -> None:
         self._faiss = import_faiss()
-        self._store, self._rows = store, rows
+        self._store, self.rows = store, rows
         self._index, self._number, self.notes = loaded
         self._ivf = self._faiss.extract_index_ivf(self._index)
         self._live = np.zeros(0, bool)  # by internal id
@@ -63,7 +64,7 @@ class IvfIndex:
     @property
     def changed(self) -> float:
         """Items added to and removed from what the index was trained on, as a share of that."""
-        return (2 * len(self._rows) - self._count - self.notes["trained"]) / self.notes["trained"]
+        return (2 * len(self.rows) - self._count - self.notes["trained"]) / self.notes["trained"]
 
     @property
     def drift(self) -> float:
@@ -78,15 +79,15 @@ class IvfIndex:
     def attach(self, store: Store) -> None:
         """Follow another connection to the same catalogue from now on."""
         self._store = store
-        self._rows.attach(store)
+        self.rows.attach(store)
 
     def sweep(self) -> None:
         """Remove vectors files that this index does not use."""
-        self._rows.sweep()
+        self.rows.sweep()
 
     def sync(self) -> None:
         """Catch up with the store; interrupted, it goes on where it was at the next call."""
-        self._rows.sync()
+        self.rows.sync()
         number = self._store.number
         if number == self._number:
             return
@@ -119,7 +120,7 @@ class IvfIndex:
         queries = np.ascontiguousarray(queries, np.float32)
         if allowed is not None and total <= max(k, EXACT_MOST):
             return _best(
-                queries @ self._rows.get(allowed).T, allowed[None].repeat(len(queries), 0), k
+                queries @ self.rows.get(allowed).T, allowed[None].repeat(len(queries), 0), k
             )
         wanted = min(total, max(k, min(k * self.notes["factor"], CANDIDATES)))
         bits = self._bits(allowed)
@@ -132,7 +133,7 @@ class IvfIndex:
             if probed == self._ivf.nlist or (ids[:, k - 1] >= 0).all():
                 break
             probed = min(4 * probed, self._ivf.nlist)
-        found = [self._refined(query, row, k) for query, row in zip(queries, ids, strict=True)]
+        found = [refined(self.rows, query, row, k) for query, row in zip(queries, ids, strict=True)]
         scores, best = (np.stack(column) for column in zip(*found, strict=True))
         return scores, best
 
@@ -149,21 +150,12 @@ class IvfIndex:
         Returns whether the index file was written.
         """
         self.purge()
-        self._rows.save()
+        self.rows.save()
         return save_index(
             self._store.path / INDEX_FILE,
             self._store,
             Loaded(self._index, self._number, self.notes),
         )
-
-    def _refined(
-        self, query: np.ndarray, candidates: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Exact scores and ids (k,) of the best candidates (C,), of which -1 is none."""
-        ids = candidates[candidates >= 0]
-        scores = self._rows.get(ids) @ query
-        order = np.lexsort((ids, -scores))[:k]
-        return scores[order], ids[order]
 
     def _mark(self, ids: np.ndarray) -> None:
         if len(ids) and (highest := int(ids.max())) >= len(self._live):
@@ -183,6 +175,16 @@ class IvfIndex:
         mask = np.zeros_like(self._live)
         mask[allowed] = True
         return np.packbits(mask, bitorder="little")
+
+
+def refined(
+    rows: VectorRows, query: np.ndarray, candidates: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact scores and ids of the k best of some candidates (C,), of which -1 is none."""
+    ids = candidates[candidates >= 0]
+    scores = rows.get(ids) @ query
+    order = np.lexsort((ids, -scores))[:k]
+    return scores[order], ids[order]
 
 
 def search_parameters(index: Any, nprobe: int, bits: np.ndarray | None = None) -> Any:
@@ -215,6 +217,8 @@ def require_ivf(factory: str, dim: int) -> Any:
         inner = faiss.downcast_index(inner.index)
     if not isinstance(inner, faiss.IndexIVF):
         raise InputError(f"index {factory!r} is no IVF index: {hint}")
+    if isinstance(inner, faiss.IndexIVFPQ):
+        inner.do_polysemous_training = False  # most of the training's time, for a search not used
     return index
 
 

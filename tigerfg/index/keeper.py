@@ -13,8 +13,11 @@ from tigerfg.index import flat, ivf
 from tigerfg.index.build import build
 from tigerfg.index.derived import check_index, saved_number
 from tigerfg.index.flat import FlatIndex
+from tigerfg.index.gpu import AUTO as AUTO_GPU
+from tigerfg.index.gpu import REQUIRE, Gpus, GpuSettings
+from tigerfg.index.gpu_index import GpuIndex
 from tigerfg.index.ivf import IvfIndex, require_ivf
-from tigerfg.index.plan import AUTO, FLAT
+from tigerfg.index.plan import AUTO, FLAT, FLAT_MOST
 from tigerfg.index.store import Store
 
 FILES = (flat.INDEX_FILE, ivf.INDEX_FILE)
@@ -48,6 +51,7 @@ class IndexStats:
     curve: list[dict[str, Any]]
     seconds: dict[str, float]
     building: bool
+    gpu: dict[str, Any] | None = None
 
 
 class IndexKeeper:
@@ -55,10 +59,18 @@ class IndexKeeper:
 
     Args:
         store: of the collection. lock: the collection's; a build takes it to put its result in.
+        gpu: whether searches go to GPUs.
+
+    Raises:
+        CatalogError: a GPU is required, and there is none.
     """
 
-    def __init__(self, store: Store, lock: threading.RLock) -> None:
+    def __init__(self, store: Store, lock: threading.RLock, gpu: GpuSettings) -> None:
         self._store, self._lock = store, lock
+        self._gpu_settings = gpu
+        self._gpus: Gpus | None = gpu.find() if gpu.use == REQUIRE else None
+        self._looked = gpu.use != AUTO_GPU  # for GPUs: when they are first needed, not on opening
+        self._on_gpu: GpuIndex | None = None
         self._index: FlatIndex | IvfIndex | None = None
         self._building = threading.Lock()
         self._builder: threading.Thread | None = None
@@ -74,6 +86,42 @@ class IndexKeeper:
         else:
             self._index.sync()
         return self._index
+
+    def searcher(self) -> FlatIndex | IvfIndex | GpuIndex:
+        """What answers searches, at the store's state; call inside a snapshot.
+
+        The first call of a large catalogue copies its vectors to the GPUs, if there are any.
+
+        Raises:
+            CatalogError: a GPU is required, and the vectors do not fit or it refuses.
+        """
+        index = self.current()
+        if len(index) <= FLAT_MOST:
+            return index
+        if not self._looked:
+            self._gpus, self._looked = self._gpu_settings.find(), True
+        if self._gpus is None:
+            return index
+        if self._on_gpu is not None and not self._on_gpu.outdated:
+            self._on_gpu.sync(index)
+            return self._on_gpu
+        if self._on_gpu is not None:
+            self._on_gpu.close()
+        try:
+            self._on_gpu = GpuIndex(
+                self._gpus,
+                self._store,
+                index,
+                self._store.meta.target_recall,
+                self._gpu_settings.replicate,
+            )
+        except CatalogError as error:
+            if self._gpu_settings.use == REQUIRE:
+                raise
+            logger.warning("%s; searching on the CPU", error)
+            self._gpus = self._on_gpu = None
+            return index
+        return self._on_gpu
 
     def due(self) -> str | None:
         """The factory string of the index that should replace the current one, or None."""
@@ -152,11 +200,15 @@ class IndexKeeper:
             notes.get("curve", []),
             notes.get("seconds", {}),
             self._building.locked(),
+            self._on_gpu and self._on_gpu.notes,
         )
 
     def retire(self) -> None:
-        """Build nothing in the background from now on."""
+        """Build nothing in the background from now on, and leave the GPUs."""
         self._retired = True
+        if self._on_gpu is not None:
+            self._on_gpu.close()
+            self._on_gpu = None
 
     def wait(self) -> None:
         """Until no index is being built in the background; call without the lock."""

@@ -21,6 +21,7 @@ import numpy as np
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.collection import Match
 from tigerfg.index.database import StoreMeta
+from tigerfg.index.gpu import GpuSettings
 from tigerfg.index.keeper import IndexStats
 from tigerfg.index.milvus_address import MilvusAddress
 from tigerfg.index.milvus_filters import compile_filter
@@ -58,8 +59,13 @@ class MilvusCollection:
         fingerprint: str,
         embedding_dim: int,
         settings: IndexSettings | None = None,
+        gpu: GpuSettings | None = None,
     ) -> MilvusCollection:
         """Make an empty one; its server and database must be there.
+
+        Args:
+            settings: its `index` names an index type of Milvus.
+            gpu: the server's own business: `index` names a type that it keeps on GPUs.
 
         Raises:
             CatalogError: there is a collection of this name already, or the server refuses.
@@ -83,7 +89,9 @@ class MilvusCollection:
         return cls(table, meta, {}, read_only=False)
 
     @classmethod
-    def open(cls, place: str, read_only: bool = False) -> MilvusCollection:
+    def open(
+        cls, place: str, read_only: bool = False, gpu: GpuSettings | None = None
+    ) -> MilvusCollection:
         """Open an existing one."""
         address = MilvusAddress.parse(place)
         table = MilvusTable(address)

@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from tigerfg.errors import InputError
-from tigerfg.index.collection import Collection
+from tigerfg.index.collection import NO_GPU, Collection
+from tigerfg.index.gpu import GpuSettings
 from tigerfg.index.milvus_address import is_milvus
 
 if TYPE_CHECKING:
@@ -20,9 +21,11 @@ def create_collection(place: Place, **made_with: Any) -> Collection | MilvusColl
     return _kind(place).create(place, **made_with)
 
 
-def open_collection(place: Place, read_only: bool = False) -> Collection | MilvusCollection:
+def open_collection(
+    place: Place, read_only: bool = False, gpu: GpuSettings = NO_GPU
+) -> Collection | MilvusCollection:
     """See `Collection.open` and `MilvusCollection.open`."""
-    return _kind(place).open(place, read_only)
+    return _kind(place).open(place, read_only, gpu)
 
 
 def holds_catalog(place: Place) -> bool:

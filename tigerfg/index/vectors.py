@@ -83,9 +83,13 @@ class VectorRows:
 
     def get(self, ids: np.ndarray) -> np.ndarray:
         """Vectors of unit length, float32 (n, E), of internal ids int64 (n,) that are here."""
-        found = self._stored(ids).astype(np.float32)
+        found = self.stored(ids)
         found /= np.linalg.norm(found, axis=1, keepdims=True)
         return found
+
+    def stored(self, ids: np.ndarray) -> np.ndarray:
+        """As `get`, but as they are stored, their lengths 1 to the precision of float16."""
+        return self._raw(ids).astype(np.float32)
 
     def blocks(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """These ids, ascending, and their vectors, block by block."""
@@ -115,7 +119,7 @@ class VectorRows:
                 with contextlib.suppress(OSError):
                     file.unlink()
 
-    def _stored(self, ids: np.ndarray) -> np.ndarray:
+    def _raw(self, ids: np.ndarray) -> np.ndarray:
         places = np.searchsorted(self._ids, ids)
         mapped = len(self._rows)
         here = places < mapped

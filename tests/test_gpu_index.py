@@ -1,0 +1,241 @@
+"""Search on GPUs: everything but faiss's own, on stand-ins; and on GPUs where there are any."""
+
+from __future__ import annotations
+
+import logging
+
+import faiss
+import numpy as np
+import pytest
+
+from tigerfg.errors import CatalogError, InputError
+from tigerfg.index import keeper
+from tigerfg.index.collection import Collection
+from tigerfg.index.flat import FlatIndex
+from tigerfg.index.gpu import MOST, FaissGpus, GpuSettings
+from tigerfg.index.gpu_index import GpuIndex
+from tigerfg.index.store import Record, Store
+
+DIM = 32
+LEAST = 0.9  # recall of 40 queries where nprobe is tuned to 0.95
+ON_GPU = pytest.mark.skipif(
+    not (hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()),
+    reason="faiss finds no GPU",
+)
+
+
+class Limited:
+    """A faiss index as it is on a GPU: at most 2,048 candidates, no parameters, no removal."""
+
+    def __init__(self, index) -> None:
+        self._index, self.nprobe = index, 1
+
+    def train(self, vectors: np.ndarray) -> None:
+        self._index.train(vectors)
+
+    def add_with_ids(self, vectors: np.ndarray, ids: np.ndarray) -> None:
+        self._index.add_with_ids(vectors, ids)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        assert k <= MOST
+        assert self.nprobe <= MOST
+        self._index.nprobe = self.nprobe
+        return self._index.search(queries, k)
+
+
+class StandIns:
+    """So many GPUs; `fails` names what does not fit."""
+
+    def __init__(self, count: int, fails: tuple[str, ...] = ()) -> None:
+        self.count, self.fails = count, fails
+
+    def lists(self, device: int, dim: int, lists: int) -> Limited:
+        return self._make("lists", dim, f"IVF{lists},SQfp16")
+
+    def codes(self, device: int, dim: int, lists: int) -> Limited:
+        return self._make("codes", dim, f"IVF{lists},PQ{dim // 4}np")
+
+    def _make(self, what: str, dim: int, factory: str) -> Limited:
+        if what in self.fails:
+            raise RuntimeError("Error in alloc at StandardGpuResources.cpp: Error: out of memory")
+        return Limited(faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tests run side by side: OpenMP's threads would wait for each other."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(threads)
+
+
+GPUS = [
+    pytest.param(lambda: StandIns(1), id="one"),
+    pytest.param(lambda: StandIns(3), id="three"),
+    pytest.param(lambda: StandIns(2, ("lists",)), id="codes"),
+    pytest.param(lambda: FaissGpus(64 << 20), id="faiss", marks=[ON_GPU, pytest.mark.gpu]),
+]
+
+
+def vectors_of(count: int, seed: int = 0) -> np.ndarray:
+    """The same clusters for all seeds."""
+    centres = np.random.default_rng(99).standard_normal((30, DIM))
+    rng = np.random.default_rng(seed)
+    found = centres[rng.integers(0, 30, count)] + 0.5 * rng.standard_normal((count, DIM))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+def put(store: Store | Collection, vectors: np.ndarray, first: int = 0) -> None:
+    grid = np.ones((1, 1), np.float32)
+    store.put(
+        [
+            Record(f"i{n}", b"", f'{{"item_id": "i{n}", "n": {n}}}', vector, grid)
+            for n, vector in enumerate(vectors, first)
+        ]
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store.create(tmp_path / "cat", model="m", fingerprint="f", embedding_dim=DIM)
+    yield store
+    store.close()
+
+
+def check(
+    index: GpuIndex, exact: FlatIndex, allowed: np.ndarray | None = None, k: int = 10
+) -> float:
+    """Scores are exact and results as many as there should be; returns the recall."""
+    queries = vectors_of(40, seed=9)
+    scores, ids = index.search(queries, k, allowed)
+    wanted_scores, wanted = exact.search(queries, k, allowed)
+    assert ids.shape == wanted.shape
+    assert (np.diff(scores, axis=1) <= 0).all()
+    hits = 0
+    for line, row, best, own in zip(scores, ids, wanted_scores, wanted, strict=True):
+        assert len(set(row.tolist())) == len(row)
+        assert allowed is None or np.isin(row, allowed).all()
+        # the stand-ins multiply in float16: 2^-12 of a score and more
+        assert (line <= best + 3e-4).all(), "better than the exact results"
+        hits += len(set(row.tolist()) & set(own.tolist()))
+    return hits / wanted.size
+
+
+@pytest.mark.parametrize("make", GPUS)
+@pytest.mark.parametrize("replicate", [False, True])
+def test_results_are_those_of_exact_search(store, make, replicate):
+    put(store, vectors_of(3000))
+    with store.snapshot():
+        exact = FlatIndex(store)
+        index = GpuIndex(make(), store, exact, 0.95, replicate)
+        assert index.recall >= 0.95
+        assert check(index, exact) >= LEAST
+        assert check(index, exact, k=1) >= LEAST
+    store.delete([f"i{n}" for n in range(0, 500)])
+    put(store, vectors_of(400, seed=3), 5000)
+    with store.snapshot():
+        exact.sync()
+        index.sync(exact)
+        assert len(index) == len(exact) == 2900
+        assert not index.outdated
+        assert check(index, exact) >= LEAST
+        ids = store.ids()
+        rng = np.random.default_rng(1)
+        for count in (1450, 300, 30, 11, 10, 3, 1):
+            allowed = np.sort(rng.choice(ids, count, replace=False))
+            assert check(index, exact, allowed) >= (LEAST if count > 100 else 1.0)
+        assert index.search(vectors_of(2), 10, np.zeros(0, np.int64))[1].shape == (2, 0)
+        assert index.search(vectors_of(0), 10)[1].shape == (0, 0)
+        assert index.search(vectors_of(2), 10_000)[1].shape == (2, 2900)
+    store.delete([f"i{n}" for n in range(500, 1500)])
+    with store.snapshot():
+        exact.sync()
+        index.sync(exact)
+        assert index.outdated
+        assert check(index, exact) >= LEAST
+    index.close()
+
+
+def test_growth_makes_the_copy_outdated(store):
+    put(store, vectors_of(500))
+    with store.snapshot():
+        exact = FlatIndex(store)
+        index = GpuIndex(StandIns(2), store, exact, 0.9)
+    put(store, vectors_of(600, seed=1), 500)
+    with store.snapshot():
+        exact.sync()
+        index.sync(exact)
+        assert index.outdated
+    index.close()
+
+
+def test_what_does_not_fit_is_a_clear_error(store):
+    put(store, vectors_of(300))
+    with store.snapshot(), pytest.raises(CatalogError, match="on a GPU: out of memory"):
+        GpuIndex(StandIns(1, ("lists", "codes")), store, FlatIndex(store), 0.9)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Every catalogue is large enough for a GPU."""
+    monkeypatch.setattr(keeper, "FLAT_MOST", 10)
+
+
+def test_a_collection_searches_on_the_gpus_it_finds(tmp_path, monkeypatch, small):
+    monkeypatch.setattr(GpuSettings, "find", lambda self: StandIns(2))
+    collection = Collection.create(
+        tmp_path / "cat",
+        model="m",
+        fingerprint="f",
+        embedding_dim=DIM,
+        gpu=GpuSettings(),
+    )
+    vectors = vectors_of(600)
+    put(collection, vectors)
+    assert collection.stats().gpu is None
+    lines = collection.search(vectors[:20], 3)
+    assert [line[0].document["n"] for line in lines] == list(range(20))
+    assert collection.stats().gpu["kind"].endswith("SQfp16")
+    collection.delete(["i0"])
+    [line] = collection.search(vectors[:1], 3)
+    assert line[0].document["n"] != 0
+    [line] = collection.search(vectors[:1], 3, {"n": {"$lt": 6}})
+    assert len(line) == 3
+    assert all(match.document["n"] < 6 for match in line)
+    collection.delete([f"i{n}" for n in range(1, 300)])  # the copy is made anew
+    [line] = collection.search(vectors[400:401], 1)
+    assert line[0].document["n"] == 400
+    collection.close()
+
+
+def test_a_gpu_that_refuses_costs_a_warning_or_an_error(tmp_path, monkeypatch, small, caplog):
+    monkeypatch.setattr(GpuSettings, "find", lambda self: StandIns(1, ("lists", "codes")))
+    made = {"model": "m", "fingerprint": "f", "embedding_dim": DIM}
+    collection = Collection.create(tmp_path / "auto", **made, gpu=GpuSettings())
+    put(collection, vectors_of(50))
+    with caplog.at_level(logging.WARNING, "tigerfg"):
+        assert len(collection.search(vectors_of(1), 3)[0]) == 3
+        assert len(collection.search(vectors_of(1), 3)[0]) == 3
+    assert caplog.text.count("searching on the CPU") == 1
+    collection.close()
+    strict = Collection.create(tmp_path / "strict", **made, gpu=GpuSettings("require"))
+    put(strict, vectors_of(50))
+    with pytest.raises(CatalogError, match="out of memory"):
+        strict.search(vectors_of(1), 3)
+    strict.close()
+
+
+def test_a_required_gpu_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
+    made = {"model": "m", "fingerprint": "f", "embedding_dim": DIM}
+    with pytest.raises(CatalogError, match="a GPU is required for searching, and this faiss"):
+        Collection.create(tmp_path / "cat", **made, gpu=GpuSettings("require"))
+    Collection.open(tmp_path / "cat").close()  # made, whole, and let go
+
+
+def test_bad_settings():
+    with pytest.raises(InputError, match="gpu 'yes'"):
+        GpuSettings("yes")
+    with pytest.raises(InputError, match="temporary"):
+        GpuSettings(temporary=-1)

@@ -1,0 +1,130 @@
+"""The GPUs that faiss searches on: whether there are any, their resources, indexes on them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from tigerfg.errors import CatalogError, InputError
+from tigerfg.index.derived import import_faiss
+
+AUTO, REQUIRE, OFF = "auto", "require", "off"
+MOST = 2048  # candidates, and probed lists, of one search: faiss's limit on a GPU
+
+logger = logging.getLogger("tigerfg")
+
+
+@dataclass(frozen=True)
+class GpuSettings:
+    """Whether a catalogue is searched on GPUs.
+
+    Attributes:
+        use: "auto": where faiss has a GPU part and finds a GPU, else on the CPU, with a line in the
+            log; "require": an error in place of the CPU; "off".
+        temporary: bytes of each GPU's memory for results on their way.
+        replicate: every GPU holds all vectors and takes a part of the queries; else every GPU holds
+            a part of the vectors and takes all queries.
+
+    Raises:
+        InputError: a value cannot be used.
+    """
+
+    use: str = AUTO
+    temporary: int = 512 << 20
+    replicate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.use not in (AUTO, REQUIRE, OFF):
+            raise InputError(f"gpu {self.use!r}: give auto, require or off")
+        if not isinstance(self.temporary, int) or self.temporary < 0:
+            raise InputError(f"temporary {self.temporary!r} must be a whole number of bytes")
+
+    def find(self) -> Gpus | None:
+        """The GPUs, or None to search on the CPU.
+
+        Raises:
+            CatalogError: there is none, and one is required.
+        """
+        if self.use == OFF:
+            return None
+        faiss = import_faiss()
+        why = None
+        if not hasattr(faiss, "StandardGpuResources"):
+            why = "this faiss has no GPU part: pip install 'tigerfg[gpu]'"
+        elif not faiss.get_num_gpus():
+            why = "faiss finds no GPU"
+        if why is None:
+            return FaissGpus(self.temporary)
+        if self.use == REQUIRE:
+            raise CatalogError(f"a GPU is required for searching, and {why}")
+        logger.info("searching on the CPU: %s", why)
+        return None
+
+
+class DeviceIndex(Protocol):
+    """An inner-product index with inverted lists on one GPU; vectors float32 (n, E), ids int64."""
+
+    nprobe: int
+
+    def train(self, vectors: np.ndarray) -> None: ...
+
+    def add_with_ids(self, vectors: np.ndarray, ids: np.ndarray) -> None: ...
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Gpus(Protocol):
+    """What `GpuIndex` needs of GPUs: how many, and empty indexes on them."""
+
+    count: int
+
+    def lists(self, device: int, dim: int, lists: int) -> DeviceIndex:
+        """Inverted lists of float16 vectors: exact scores."""
+        ...
+
+    def codes(self, device: int, dim: int, lists: int) -> DeviceIndex:
+        """IVF-PQ, a byte for four dimensions: for what does not fit as float16."""
+        ...
+
+
+class FaissGpus:
+    """faiss's own, one resources object a GPU, shared by all indexes on it."""
+
+    def __init__(self, temporary: int) -> None:
+        self._faiss = import_faiss()
+        self.count = self._faiss.get_num_gpus()
+        self._resources = [self._faiss.StandardGpuResources() for _ in range(self.count)]
+        for resources in self._resources:
+            resources.setTempMemory(temporary)
+
+    def lists(self, device: int, dim: int, lists: int) -> Any:
+        faiss = self._faiss
+        config = faiss.GpuIndexIVFScalarQuantizerConfig()
+        config.device, config.use_cuvs = device, False  # cuVS has no float16 lists
+        return faiss.GpuIndexIVFScalarQuantizer(
+            self._resources[device],
+            dim,
+            lists,
+            faiss.ScalarQuantizer.QT_fp16,
+            faiss.METRIC_INNER_PRODUCT,
+            False,
+            config,
+        )
+
+    def codes(self, device: int, dim: int, lists: int) -> Any:
+        faiss = self._faiss
+        config = faiss.GpuIndexIVFPQConfig()
+        config.device = device
+        config.useFloat16LookupTables = True  # 56 codes a vector and more need it
+        return faiss.GpuIndexIVFPQ(
+            self._resources[device],
+            dim,
+            lists,
+            max(1, dim // 4),
+            8,
+            faiss.METRIC_INNER_PRODUCT,
+            config,
+        )
