@@ -1,12 +1,13 @@
 """Everything that needs a GPU, in one command of less than ten minutes; results in $RESULTS_DIR.
 
-`python bench/gpu.py [--minutes 9.3] [--steps tests sanitizer benchmarks engines tune] [--resume]`
+`python bench/gpu.py [--minutes 9.3] [--steps tests sanitizer benchmarks engines tune index]
+[--resume]`
 
 A step that fails or runs out of time is reported at the end and keeps no other from running. The
 benchmarks take what time is left; compiling torch's forms takes most of it, and what was cut off
 follows with `--steps benchmarks --resume`, which measures ours again and only those peers that
 kernels.json in $RESULTS_DIR does not have. Engines want calls of their own, `--steps engines`, then
-with --resume until nothing is missing.
+with --resume until nothing is missing. The vector index, `--steps index`, needs faiss-gpu-cuvs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
-STEPS = ("tests", "sanitizer", "benchmarks", "tune", "engines")
+STEPS = ("tests", "sanitizer", "benchmarks", "tune", "engines", "index")
 SANITIZER_ENV = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 GRACE = 20  # seconds between asking a step to end and ending it
 SHORTEST = 5  # seconds that a step is started for
@@ -79,6 +80,8 @@ def steps(chosen: list[str], folder: Path, resume: bool) -> Iterator[Step]:
     if "engines" in chosen:
         command = [sys.executable, str(HERE / "engine_bench.py"), *(["--resume"] if resume else [])]
         yield Step("engines", command, None)
+    if "index" in chosen:
+        yield Step("index", [sys.executable, str(HERE / "gpu_index_bench.py")], None)
 
 
 def measured_peers(folder: Path) -> list[str]:

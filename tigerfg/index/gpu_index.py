@@ -45,6 +45,7 @@ class GpuIndex:
         cpu: the index on the CPU, at the store's state, whose results these are but for recall.
         target_recall: for which nprobe is chosen.
         replicate: see `GpuSettings`.
+        rows: the stored vectors, where they are not read from the CPU's index or the store.
 
     Attributes:
         kind: "IVF<lists>,SQfp16" or "IVF<lists>,PQ<codes>". nprobe, recall: as tuned.
@@ -60,11 +61,12 @@ class GpuIndex:
         cpu: FlatIndex | IvfIndex,
         target_recall: float,
         replicate: bool = False,
+        rows: VectorRows | None = None,
     ) -> None:
         started = time.perf_counter()
         self._gpus, self._store, self._replicate = gpus, store, replicate
         self._cpu, self._own_rows = cpu, not isinstance(cpu, IvfIndex)
-        self._rows = VectorRows(store) if self._own_rows else cpu.rows
+        self._rows = rows or (VectorRows(store) if self._own_rows else cpu.rows)
         self._number = store.number
         ids = store.ids()
         self._held = self._count = self._made_of = len(ids)
