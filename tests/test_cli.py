@@ -254,6 +254,12 @@ def test_index_with_nothing_good_fails(shop):
     assert_one_line(run("index", "--items", "items.jsonl", "--split", "dev"), 1, "split=dev")
 
 
+def test_index_tells_its_stages(shop):
+    told = run("index", "--items", "items.jsonl").stdout
+    assert re.search(r"^stages, overlapping: .*encode \d+\.\d s", told, re.MULTILINE)
+    assert "stages" not in run("index", "--items", "items.jsonl").stdout
+
+
 def test_index_split_and_upsert(shop):
     assert "6 added" in run("index", "--items", ".", "--split", "test").stdout
     text = (shop / "items.jsonl").read_text().replace("Thing [0]", "Other")

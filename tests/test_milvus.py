@@ -25,6 +25,8 @@ from tigerfg.records import Item
 from tigerfg.searcher import Searcher
 
 DIM = 16
+# libraries loaded here may have set the processor to take numbers below 1e-308 for zero
+FLOATS = st.floats(allow_nan=False, allow_subnormal=False)
 
 
 def record(number: int, document: dict | None = None, vector: np.ndarray | None = None) -> Record:
@@ -99,10 +101,10 @@ def test_filter_equals_python_evaluation(population, where):
     assert {match.document["item_id"] for match in found} == wanted
 
 
-@given(a=st.one_of(st.integers(), st.floats(allow_nan=False)), b=st.data())
+@given(a=st.one_of(st.integers(), FLOATS), b=st.data())
 def test_tokens_of_numbers_sort_as_the_numbers(a, b):
     near = [a, float(a), a + 1] if isinstance(a, int) and abs(a) < 2**1000 else [a]
-    b = b.draw(st.one_of(st.sampled_from(near), st.integers(), st.floats(allow_nan=False)))
+    b = b.draw(st.one_of(st.sampled_from(near), st.integers(), FLOATS))
     inside = [v if isinstance(v, float) or -(2**63) <= v < 2**63 else None for v in (a, b)]
     if None in inside:
         return  # stored as doubles: see `where`
@@ -205,6 +207,8 @@ def test_commands_take_addresses(kind, tmp_path):
     records = [{"item_id": f"i{n}", "image": f"{n}.png", "title": f"Item {n}"} for n in range(5)]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     for place in new_place(kind, tmp_path):
+        if kind == "milvus-lite":  # a file is open in one process at a time
+            place = f"milvus://{tmp_path}/own.db/shop"
 
         def tigerfg(*words: str, place: str = place) -> str:
             command = [sys.executable, "-m", "tigerfg.cli", *words, "--catalog", place]

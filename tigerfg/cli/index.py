@@ -75,8 +75,10 @@ def command(
         size = len(searcher)
         place = searcher.info.path
     typer.echo(f"{result}; {shown_path(place)} holds {plural(size, 'item')}")
-    spent = sorted(result.stages.items(), key=lambda stage: -stage[1])
-    say(f"stages, overlapping: {', '.join(f'{name} {s:.1f} s' for name, s in spent)}")
+    if result.added + result.replaced:
+        spent = sorted(result.stages.items(), key=lambda stage: -stage[1])
+        shown = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent)
+        typer.echo(f"stages, overlapping: {shown}")
     for reject in result.rejected[:SHOWN_REJECTS]:
         say(f"rejected {reject}")
     if len(result.rejected) > SHOWN_REJECTS:

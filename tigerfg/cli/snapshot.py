@@ -16,10 +16,14 @@ def command(
     catalog: options.Catalog = "catalog",
 ) -> None:
     """Copy a catalogue, at one state of it, while others search it and write to it."""
+    from tigerfg.errors import CatalogError
     from tigerfg.index.collection import Collection
+    from tigerfg.index.milvus_address import is_milvus
     from tigerfg.index.snapshot import copy_catalog
 
-    copy_catalog(catalog.absolute(), target.absolute())
+    if is_milvus(catalog):
+        raise CatalogError(f"{catalog}: make backups with Milvus's own tools")
+    copy_catalog(Path(catalog).absolute(), target.absolute())
     copy = Collection.open(target, read_only=True)
     try:
         typer.echo(f"{shown_path(target)} holds {plural(len(copy), 'item')}")
