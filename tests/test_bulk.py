@@ -236,6 +236,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # 20 s on free cores; five processes of Ray start slowly on busy ones
 def test_a_killed_node_costs_only_its_units(tmp_path, monkeypatch):
     """Four nodes, one of them killed at work: all units done, the files those of one process."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
