@@ -76,6 +76,16 @@ class StoreMeta:
     target_recall: float
     memory_budget: int | None
 
+    @classmethod
+    def new(
+        cls, model: str, fingerprint: str, embedding_dim: int, settings: IndexSettings
+    ) -> StoreMeta:
+        """That of a catalogue made now."""
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return cls(
+            uuid.uuid4().hex, model, fingerprint, int(embedding_dim), created, **asdict(settings)
+        )
+
     @property
     def settings(self) -> IndexSettings:
         """How the catalogue is searched."""
@@ -110,10 +120,7 @@ def create_database(
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CatalogError(f"cannot create a catalogue in {path}: {error.strerror}") from error
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    meta = StoreMeta(
-        uuid.uuid4().hex, model, fingerprint, int(embedding_dim), created, **asdict(settings)
-    )
+    meta = StoreMeta.new(model, fingerprint, embedding_dim, settings)
     _require_empty(path, fresh.name)  # before a lock file is left in a folder of somebody else
     lock = lock_for_writing(path)
     try:

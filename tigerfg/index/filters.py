@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tigerfg.errors import InputError
-from tigerfg.index.where import Condition, Group, Scalar, parse_filter
+from tigerfg.index.where import Condition, Group, Scalar, joined, parse_filter
 
 _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _MAX_PARAMETERS = 30_000  # SQLite binds at most 32,766
@@ -35,15 +35,7 @@ def _compile(term: Group | Condition, parameters: list[Scalar]) -> str:
     if isinstance(term, Condition):
         return _condition(term, parameters)
     parts = [_compile(part, parameters) for part in term.parts]
-    return _join(parts, term.word.upper()) if parts else "1"
-
-
-def _join(terms: list[str], word: str) -> str:
-    """``(a AND b AND ...)`` as a balanced tree: SQLite limits the depth of an expression."""
-    if len(terms) == 1:
-        return terms[0]
-    middle = len(terms) // 2
-    return f"({_join(terms[:middle], word)} {word} {_join(terms[middle:], word)})"
+    return joined(parts, term.word.upper()) if parts else "1"
 
 
 def _condition(term: Condition, parameters: list[Scalar]) -> str:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -74,10 +72,7 @@ class MilvusCollection:
         if settings.memory_budget is not None:
             raise InputError("memory_budget: Milvus plans its own memory; leave it out")
         index = MilvusIndex.parse(settings.index, embedding_dim, address.lite)
-        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        meta = StoreMeta(
-            uuid.uuid4().hex, model, fingerprint, int(embedding_dim), created, **asdict(settings)
-        )
+        meta = StoreMeta.new(model, fingerprint, embedding_dim, settings)
         table = MilvusTable(address)
         try:
             if table.there():

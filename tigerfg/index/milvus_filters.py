@@ -17,7 +17,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from tigerfg.index.where import Condition, Group, Scalar, filter_fields, parse_filter
+from tigerfg.index.where import Condition, Group, Scalar, filter_fields, joined, parse_filter
 
 COLUMN = "fields"
 _ENDS = {
@@ -87,15 +87,7 @@ def _compile(term: Group | Condition) -> str:
     parts = [text for text in map(_compile, term.parts) if text]
     if len(parts) < len(term.parts) and term.word == "or":
         return ""  # one of them is always true
-    return _join(parts, term.word) if parts else ""
-
-
-def _join(parts: list[str], word: str) -> str:
-    """As a balanced tree: the server parses expressions by recursion."""
-    if len(parts) == 1:
-        return parts[0]
-    middle = len(parts) // 2
-    return f"({_join(parts[:middle], word)} {word} {_join(parts[middle:], word)})"
+    return joined(parts, term.word) if parts else ""
 
 
 def _condition(term: Condition) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from tigerfg.errors import InputError
 from tigerfg.index.milvus_filters import COLUMN, field_tokens
 from tigerfg.index.plan import AUTO, FLAT
-from tigerfg.index.store import Record, Row
+from tigerfg.index.store import Record, Row, checked_id
 
 METRIC = "COSINE"
 MOST_BYTES = 65_535  # of a text or JSON column
@@ -92,12 +92,7 @@ def key_of(item_id: str) -> str:
     Raises:
         InputError: the id is no string, or no valid Unicode text.
     """
-    if not isinstance(item_id, str):
-        raise InputError(f"item id {item_id!r} is {type(item_id).__name__}, not a string")
-    try:
-        return hashlib.blake2b(item_id.encode(), digest_size=16).hexdigest()
-    except UnicodeEncodeError:
-        raise InputError(f"item id {item_id!r} is no valid Unicode text") from None
+    return hashlib.blake2b(checked_id(item_id).encode(), digest_size=16).hexdigest()
 
 
 def objection(document: str) -> str | None:

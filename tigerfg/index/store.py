@@ -159,7 +159,7 @@ class Store:
     def content_hashes(self, item_ids: Iterable[str]) -> dict[str, bytes]:
         """Content hashes of the stored ones of these items, by item id."""
         found = {}
-        for chunk in _chunks(map(_checked_id, item_ids)):
+        for chunk in _chunks(map(checked_id, item_ids)):
             with self._reading("look up items"):
                 found.update(
                     self._db.execute(
@@ -299,7 +299,7 @@ class Store:
     def _by_item_id(self, item_ids: Iterable[str]) -> list[tuple[int, str, str]]:
         """(id, item_id, document) of the stored ones among some item ids."""
         found = []
-        for chunk in _chunks(map(_checked_id, item_ids)):
+        for chunk in _chunks(map(checked_id, item_ids)):
             with self._reading("look up items"):
                 found += self._db.execute(
                     f"SELECT id, item_id, document FROM items WHERE item_id IN ({_marks(chunk)})",
@@ -356,7 +356,8 @@ def _field_rows(number: int, document: str) -> Iterator[tuple[str, Any, int]]:
             yield key, value, number
 
 
-def _checked_id(item_id: str) -> str:
+def checked_id(item_id: str) -> str:
+    """The id; InputError if it is no string, or no valid Unicode text."""
     if not isinstance(item_id, str):
         raise InputError(f"item id {item_id!r} is {type(item_id).__name__}, not a string")
     try:

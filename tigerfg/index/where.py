@@ -78,6 +78,14 @@ def parse_filter(where: Mapping[str, Any]) -> Group:
     return _parse(where, 0)
 
 
+def joined(terms: Sequence[str], word: str) -> str:
+    """``(a word b word ...)`` as a balanced tree: SQLite and Milvus limit an expression's depth."""
+    if len(terms) == 1:
+        return terms[0]
+    middle = len(terms) // 2
+    return f"({joined(terms[:middle], word)} {word} {joined(terms[middle:], word)})"
+
+
 def _stored_values(value: Any) -> Iterator[Scalar]:
     """Scalars under which a JSON value is found."""
     for element in value if isinstance(value, list) else [value]:
