@@ -11,7 +11,10 @@ from typing import Any
 
 from tigerfg.engines.cpu import cpu, thread_count
 
-PACKAGES = ("tigerfg", "torch", "onnxruntime", "openvino", "faiss-cpu", "numpy", "pillow")
+PACKAGES = (
+    *("tigerfg", "torch", "onnxruntime", "openvino", "faiss-cpu", "faiss-gpu-cuvs"),
+    *("numpy", "pillow"),
+)
 
 
 def conditions() -> dict[str, Any]:

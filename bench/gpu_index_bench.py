@@ -4,14 +4,17 @@
 
 Synthetic vectors: 20,000 clusters, each with directions of its own; no uniform noise, but no real
 embeddings either. `GpuIndex` (what a catalogue is searched with on GPUs) is built and tuned to
-recall@10 of 0.95, and asked at batches of 1, 100 and 10,000, results on the host included; faiss's
-CPU index with the same lists beside it, in the same run, at the same nprobe.
+recall@10 of 0.95, and asked at batches of 1, 100 and 10,000, results on the host included. In the
+same run, with the same lists and nprobe: faiss's GPU index, asked for queries and results that stay
+on the GPU, and faiss's CPU index on all cores. About two minutes; gpu_index.json is written after
+every row.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import sys
@@ -27,15 +30,22 @@ import torch
 from conditions import conditions
 from engine_report import markdown
 
+from tigerfg.engines.cpu import thread_count
 from tigerfg.index.gpu import FaissGpus
 from tigerfg.index.gpu_index import GpuIndex
 
 HERE = Path(__file__).resolve().parent
 DIM, CLUSTERS, DIRECTIONS, SPREAD = 256, 20_000, 24, 0.7
-K, TARGET, JUDGED = 10, 0.95, 1000
+K, JUDGED = 10, 1000
+TARGET = 0.96  # in the index's own sample, for 0.95 with queries that it has not seen
 BATCHES = (1, 100, 10_000)
 PART = 1 << 18
-SECONDS = 6.0  # of measuring a batch size
+SECONDS = 4.0  # of measuring a batch size
+STARTED = time.perf_counter()
+
+
+def say(what: object) -> None:
+    print(f"{time.perf_counter() - STARTED:6.1f} s  {what}", flush=True)
 
 
 class Made:
@@ -51,9 +61,12 @@ class Made:
         """float16 (count, DIM), unit length."""
         rng = torch.Generator(self.device).manual_seed(seed)
         own = torch.randint(CLUSTERS, (count,), generator=rng, device=self.device)
-        weights = torch.randn(count, 1, DIRECTIONS, generator=rng, device=self.device)
-        moved = SPREAD * 3.0 * (weights @ self.basis[own % 64])[:, 0]
-        return torch.nn.functional.normalize(self.centres[own] + moved, dim=1).half()
+        weights = torch.randn(count, DIRECTIONS, generator=rng, device=self.device)
+        vectors = self.centres[own]
+        for group, directions in enumerate(self.basis):
+            members = (own % len(self.basis) == group).nonzero()[:, 0]
+            vectors[members] += SPREAD * 3.0 * (weights[members] @ directions)
+        return torch.nn.functional.normalize(vectors, dim=1).half()
 
 
 class ArrayRows:
@@ -71,10 +84,15 @@ class ArrayRows:
 
 
 class NoFallback:
-    """In place of the CPU's index: nothing is filtered or removed here, so none is asked."""
+    """In place of the CPU's index, asked where the probed lists hold too few: it finds nothing."""
 
-    def search(self, *arguments: object) -> tuple[np.ndarray, np.ndarray]:
-        raise AssertionError("a query came back with fewer results than it asked for")
+    asked = 0
+
+    def search(
+        self, queries: np.ndarray, k: int, allowed: object = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self.asked += len(queries)
+        return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1)
 
 
 def array_store(count: int) -> Any:
@@ -103,10 +121,30 @@ def exact(vectors: np.ndarray, queries: np.ndarray, device: str) -> np.ndarray:
     return ids.cpu().numpy()
 
 
-def timed(search: Callable[[np.ndarray], object], queries: np.ndarray, batch: int) -> float:
-    """Median seconds of a call, of as many as fit the time, at least five."""
+def on_device(part: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Search of a faiss GPU index for queries on that GPU, the ids staying there."""
 
-    def batches() -> Iterator[np.ndarray]:
+    def search(queries: torch.Tensor) -> torch.Tensor:
+        scores = torch.empty(len(queries), K, device=queries.device)
+        ids = torch.empty(len(queries), K, device=queries.device, dtype=torch.int64)
+        torch.cuda.synchronize()  # faiss has a stream of its own
+        part.search_c(
+            len(queries),
+            faiss.cast_integer_to_float_ptr(queries.data_ptr()),
+            K,
+            faiss.cast_integer_to_float_ptr(scores.data_ptr()),
+            faiss.cast_integer_to_idx_t_ptr(ids.data_ptr()),
+        )
+        torch.cuda.synchronize()
+        return ids
+
+    return search
+
+
+def timed(search: Callable[[Any], object], queries: Any, batch: int) -> list[float]:
+    """Seconds of as many calls as fit the time, without the first where there are more."""
+
+    def batches() -> Iterator[Any]:
         while True:
             for start in range(0, len(queries) - batch + 1, batch):
                 yield queries[start : start + batch]
@@ -116,27 +154,24 @@ def timed(search: Callable[[np.ndarray], object], queries: np.ndarray, batch: in
         started = time.perf_counter()
         search(asked)
         seconds.append(time.perf_counter() - started)
-        if len(seconds) >= 5 and sum(seconds) > SECONDS:
-            return statistics.median(seconds[1:])
-    raise AssertionError("there are always more batches")
+        if sum(seconds) > SECONDS:
+            break
+    return seconds[1:] or seconds
 
 
 def rows_of(
-    name: str, search: Callable[[np.ndarray], np.ndarray], queries: np.ndarray, truth: np.ndarray
-) -> list[dict[str, Any]]:
-    found = search(queries[: len(truth)])
-    hits = [len(set(a.tolist()) & set(b.tolist())) for a, b in zip(found, truth, strict=True)]
-    rows = []
+    name: str, search: Callable[[Any], Any], queries: Any, truth: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """A row for each batch size."""
+    found = search(queries[: len(truth)]).tolist()
+    hits = [len(set(a) & set(b)) for a, b in zip(found, truth.tolist(), strict=True)]
     for batch in BATCHES:
-        if batch > len(queries):
-            continue
         seconds = timed(search, queries, batch)
-        rows.append(
-            {"contender": name, "batch": batch, "ms": 1e3 * seconds, "qps": batch / seconds}
-        )
-        rows[-1]["recall"] = sum(hits) / truth.size
-        print(rows[-1], flush=True)
-    return rows
+        median = statistics.median(seconds)
+        row = {"contender": name, "batch": batch, "ms": 1e3 * median, "qps": batch / median}
+        row |= {"calls": len(seconds), "recall": sum(hits) / truth.size}
+        say(row)
+        yield row
 
 
 def main() -> int:
@@ -147,29 +182,36 @@ def main() -> int:
     if not torch.cuda.is_available() or not hasattr(faiss, "StandardGpuResources"):
         print("this needs a GPU, and faiss-gpu-cuvs")
         return 1
-    made, started = Made("cuda"), time.perf_counter()
-    vectors = np.empty((options.items, DIM), np.float16)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+    threads = thread_count(None)
+    faiss.omp_set_num_threads(threads)
+    say(f"faiss {faiss.__version__}, {torch.cuda.get_device_name()}, {threads} threads")
+    made = Made("cuda")
+    vectors = torch.empty(options.items, DIM, dtype=torch.float16)
     for start in range(0, options.items, PART):
-        count = min(PART, options.items - start)
-        vectors[start : start + count] = made.part(count, start + 1).cpu().numpy()
-    queries = made.part(max(BATCHES), 10**9).float()
-    queries = torch.nn.functional.normalize(queries, dim=1).cpu().numpy()
-    print(f"{options.items} vectors in {time.perf_counter() - started:.0f} s", flush=True)
+        part = vectors[start : start + PART]
+        part.copy_(made.part(len(part), start + 1))
+    vectors = vectors.numpy()
+    resident = torch.nn.functional.normalize(made.part(max(BATCHES), 10**9).float(), dim=1)
+    queries = resident.cpu().numpy()
+    say(f"{options.items} vectors")
     truth = exact(vectors, queries[:JUDGED], "cuda")
+    say(f"exact results of {JUDGED} queries")
     del made
     torch.cuda.empty_cache()
     before = torch.cuda.mem_get_info()[0]
-    started = time.perf_counter()
+    started, fallback = time.perf_counter(), NoFallback()
     index = GpuIndex(
         FaissGpus(512 << 20),
         array_store(options.items),
-        NoFallback(),
+        fallback,
         TARGET,
         rows=ArrayRows(vectors),
     )
     built = time.perf_counter() - started
     memory = before - torch.cuda.mem_get_info()[0]
-    content = {
+    say(f"{index.notes}, built in {built:.1f} s, {memory / 2**30:.1f} GiB")
+    content: dict[str, Any] = {
         "items": options.items,
         "gpu": torch.cuda.get_device_name(),
         "conditions": conditions(),
@@ -178,19 +220,24 @@ def main() -> int:
         "gpu_bytes": memory,
         "rows": [],
     }
-    folder = options.results or HERE / "results"
-    file = Path(folder) / "gpu_index.json"
+    file = Path(options.results or HERE / "results") / "gpu_index.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
 
-    def keep(rows: list[dict[str, Any]]) -> None:
-        content["rows"] += rows
-        file.write_text(json.dumps(content, indent=1) + "\n")
+    def keep(name: str, search: Callable[[Any], Any], queries: Any) -> None:
+        for row in rows_of(name, search, queries, truth):
+            content["rows"].append(row)
+            content["short"] = fallback.asked  # queries that got fewer results than they asked for
+            file.write_text(json.dumps(content, indent=1) + "\n")
 
-    keep(rows_of("tigerfg, GPU", lambda q: index.search(q, K)[1], queries, truth))
+    keep("tigerfg, GPU", lambda q: index.search(q, K)[1], queries)
+    keep("faiss, GPU, all on the device", on_device(index._parts[0]), resident)
     beside = faiss.index_gpu_to_cpu(index._parts[0])
     beside.nprobe = index.nprobe
-    keep(rows_of("faiss, CPU, same lists", lambda q: beside.search(q, K)[1], queries, truth))
+    say("the same lists on the CPU")
+    keep("faiss, CPU, same lists", lambda q: beside.search(q, K)[1], queries)
+    index.close()
     body = [
-        [r["contender"], r["batch"], f"{r['ms']:.2f}", f"{r['qps']:.0f}", f"{r['recall']:.3f}"]
+        [r["contender"], str(r["batch"]), f"{r['ms']:.2f}", f"{r['qps']:.0f}", f"{r['recall']:.3f}"]
         for r in content["rows"]
     ]
     print("\n".join(markdown(["", "batch", "ms a call", "queries/s", "recall@10"], body)))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tigerfg.errors import CatalogError, InputError
-from tigerfg.index import keeper
+from tigerfg.index import gpu_index, keeper
 from tigerfg.index.collection import Collection
 from tigerfg.index.flat import FlatIndex
-from tigerfg.index.gpu import MOST, FaissGpus, GpuSettings
+from tigerfg.index.gpu import MOST, FaissGpus, GpuSettings, code_bytes
 from tigerfg.index.gpu_index import GpuIndex
 from tigerfg.index.store import Record, Store
 
@@ -49,16 +49,23 @@ class StandIns:
     def __init__(self, count: int, fails: tuple[str, ...] = ()) -> None:
         self.count, self.fails = count, fails
 
-    def lists(self, device: int, dim: int, lists: int) -> Limited:
+    def lists(self, device: int, dim: int, lists: int, items: int) -> Limited:
         return self._make("lists", dim, f"IVF{lists},SQfp16")
 
-    def codes(self, device: int, dim: int, lists: int) -> Limited:
-        return self._make("codes", dim, f"IVF{lists},PQ{dim // 4}np")
+    def codes(self, device: int, dim: int, lists: int, items: int) -> Limited:
+        return self._make("codes", dim, f"IVF{lists},PQ{code_bytes(dim)}np")
 
     def _make(self, what: str, dim: int, factory: str) -> Limited:
         if what in self.fails:
             raise RuntimeError("Error in alloc at StandardGpuResources.cpp: Error: out of memory")
         return Limited(faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT))
+
+
+class CodesOnly(FaissGpus):
+    """GPUs on which float16 vectors do not fit."""
+
+    def lists(self, device: int, dim: int, lists: int, items: int) -> None:
+        raise RuntimeError("Error: out of memory")
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +82,7 @@ GPUS = [
     pytest.param(lambda: StandIns(3), id="three"),
     pytest.param(lambda: StandIns(2, ("lists",)), id="codes"),
     pytest.param(lambda: FaissGpus(64 << 20), id="faiss", marks=[ON_GPU, pytest.mark.gpu]),
+    pytest.param(lambda: CodesOnly(0), id="faiss codes", marks=[ON_GPU, pytest.mark.gpu]),
 ]
 
 
@@ -157,6 +165,29 @@ def test_results_are_those_of_exact_search(store, make, replicate):
     index.close()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("replicate", [False, True])
+def test_a_search_in_steps_gives_the_same(store, monkeypatch, count, replicate):
+    put(store, vectors_of(3000))
+    queries = vectors_of(40, seed=9)
+    with store.snapshot():
+        index = GpuIndex(StandIns(count), store, FlatIndex(store), 0.95, replicate)
+        scores, ids = index.search(queries, 10)
+        for pairs in (1, 10 * index.nprobe * 7):
+            monkeypatch.setattr(gpu_index, "PAIRS", pairs)
+            stepped = index.search(queries, 10)
+            np.testing.assert_array_equal(stepped[1], ids)
+            np.testing.assert_allclose(stepped[0], scores, rtol=1e-6)
+    index.close()
+
+
+@pytest.mark.parametrize(
+    ("dim", "count"), [(32, 8), (128, 32), (256, 64), (384, 96), (512, 64), (768, 96), (2048, 64)]
+)
+def test_codes_are_such_as_faiss_has_kernels_for(dim, count):
+    assert code_bytes(dim) == count
+
+
 def test_growth_makes_the_copy_outdated(store):
     put(store, vectors_of(500))
     with store.snapshot():
@@ -174,6 +205,18 @@ def test_what_does_not_fit_is_a_clear_error(store):
     put(store, vectors_of(300))
     with store.snapshot(), pytest.raises(CatalogError, match="on a GPU: out of memory"):
         GpuIndex(StandIns(1, ("lists", "codes")), store, FlatIndex(store), 0.9)
+
+
+def test_memory_errors_of_any_kind_lead_to_codes(store, monkeypatch):
+    def lists(*arguments: int) -> None:
+        raise MemoryError("std::bad_alloc")
+
+    put(store, vectors_of(300))
+    monkeypatch.setattr(StandIns, "lists", lists)
+    with store.snapshot():
+        index = GpuIndex(StandIns(1), store, FlatIndex(store), 0.9)
+    assert index.kind.endswith("PQ8")
+    index.close()
 
 
 @pytest.fixture

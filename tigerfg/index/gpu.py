@@ -13,6 +13,9 @@ from tigerfg.index.derived import import_faiss
 
 AUTO, REQUIRE, OFF = "auto", "require", "off"
 MOST = 2048  # candidates, and probed lists, of one search: faiss's limit on a GPU
+# Bytes of a code, and dimensions a byte, that faiss has kernels for
+_CODES = (96, 64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 4, 3, 2, 1)
+_DIMENSIONS = (4, 6, 8, 10, 12, 16, 20, 24, 28, 32)
 
 logger = logging.getLogger("tigerfg")
 
@@ -77,17 +80,22 @@ class DeviceIndex(Protocol):
 
 
 class Gpus(Protocol):
-    """What `GpuIndex` needs of GPUs: how many, and empty indexes on them."""
+    """What `GpuIndex` needs of GPUs: how many, and empty indexes on them for so many items."""
 
     count: int
 
-    def lists(self, device: int, dim: int, lists: int) -> DeviceIndex:
+    def lists(self, device: int, dim: int, lists: int, items: int) -> DeviceIndex:
         """Inverted lists of float16 vectors: exact scores."""
         ...
 
-    def codes(self, device: int, dim: int, lists: int) -> DeviceIndex:
-        """IVF-PQ, a byte for four dimensions: for what does not fit as float16."""
+    def codes(self, device: int, dim: int, lists: int, items: int) -> DeviceIndex:
+        """IVF-PQ of `code_bytes`: for what does not fit as float16."""
         ...
+
+
+def code_bytes(dim: int) -> int:
+    """Bytes of a product code: one for four dimensions, or as near as faiss can on a GPU."""
+    return next((n for n in _CODES if dim % n == 0 and dim // n in _DIMENSIONS), 1)
 
 
 class FaissGpus:
@@ -100,11 +108,11 @@ class FaissGpus:
         for resources in self._resources:
             resources.setTempMemory(temporary)
 
-    def lists(self, device: int, dim: int, lists: int) -> Any:
+    def lists(self, device: int, dim: int, lists: int, items: int) -> Any:
         faiss = self._faiss
         config = faiss.GpuIndexIVFScalarQuantizerConfig()
         config.device, config.use_cuvs = device, False  # cuVS has no float16 lists
-        return faiss.GpuIndexIVFScalarQuantizer(
+        index = faiss.GpuIndexIVFScalarQuantizer(
             self._resources[device],
             dim,
             lists,
@@ -113,18 +121,22 @@ class FaissGpus:
             False,
             config,
         )
+        index.reserveMemory(items)  # else each list is moved six times while it grows
+        return index
 
-    def codes(self, device: int, dim: int, lists: int) -> Any:
+    def codes(self, device: int, dim: int, lists: int, items: int) -> Any:
         faiss = self._faiss
         config = faiss.GpuIndexIVFPQConfig()
-        config.device = device
+        config.device, config.use_cuvs = device, False
         config.useFloat16LookupTables = True  # 56 codes a vector and more need it
-        return faiss.GpuIndexIVFPQ(
+        index = faiss.GpuIndexIVFPQ(
             self._resources[device],
             dim,
             lists,
-            max(1, dim // 4),
+            code_bytes(dim),
             8,
             faiss.METRIC_INNER_PRODUCT,
             config,
         )
+        index.reserveMemory(items)
+        return index

@@ -21,16 +21,18 @@ import numpy as np
 
 from tigerfg.errors import CatalogError
 from tigerfg.index.flat import FlatIndex
-from tigerfg.index.gpu import MOST, DeviceIndex, Gpus
+from tigerfg.index.gpu import MOST, DeviceIndex, Gpus, code_bytes
 from tigerfg.index.ivf import IvfIndex, refined
 from tigerfg.index.plan import list_count
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import BLOCK, VectorRows
 
+ADDED = 4 * BLOCK  # at once: faiss visits most lists in every call
 TRAINED_ON = 64  # vectors a list
 SAMPLE = 256  # stored vectors that nprobe is tuned with
 NEAREST = 10
 FACTOR = 20  # candidates a result, of product codes
+PAIRS = 1 << 25  # candidates of all probed lists at once: faiss has 12 bytes for each
 SPARE = 1.5  # asked for beyond the expected number, where some are dropped
 MOST_DEAD, MOST_GROWN = 0.2, 2.0  # then the copy is made anew
 SEED = 7
@@ -76,8 +78,8 @@ class GpuIndex:
         self._pool = ThreadPoolExecutor(gpus.count, "tigerfg-gpu")
         sample = np.random.default_rng(SEED).permutation(ids)
         exact = self._fill(ids, np.sort(sample[: TRAINED_ON * self.lists]))
-        dim = store.meta.embedding_dim
-        self.kind = f"IVF{self.lists},{'SQfp16' if exact else f'PQ{max(1, dim // 4)}'}"
+        codes = code_bytes(store.meta.embedding_dim)
+        self.kind = f"IVF{self.lists},{'SQfp16' if exact else f'PQ{codes}'}"
         self._factor = 1 if exact else FACTOR
         self.nprobe, self.recall = self._tuned(np.sort(sample[:SAMPLE]), target_recall)
         logger.info(
@@ -181,20 +183,21 @@ class GpuIndex:
         for make in (self._gpus.lists, self._gpus.codes):
             try:
                 self._parts = self._made(make, sample)
-                for start in range(0, len(ids), BLOCK):
-                    part = ids[start : start + BLOCK]
+                for start in range(0, len(ids), ADDED):
+                    part = ids[start : start + ADDED]
                     self._add(self._rows.stored(part), part)
                 return make == self._gpus.lists
-            except RuntimeError as error:  # faiss's for everything, memory included
+            except (RuntimeError, MemoryError) as error:  # faiss's, for memory either
                 reasons.append(str(error).split("Error: ")[-1].split("\n")[0])
                 self._parts = []
         raise CatalogError(f"{self._store.path} cannot be searched on a GPU: {reasons[-1]}")
 
     def _made(
-        self, make: Callable[[int, int, int], DeviceIndex], sample: np.ndarray
+        self, make: Callable[[int, int, int, int], DeviceIndex], sample: np.ndarray
     ) -> list[DeviceIndex]:
-        dim = self._store.meta.embedding_dim
-        parts = [make(device, dim, self.lists) for device in range(self._gpus.count)]
+        dim, count = self._store.meta.embedding_dim, self._gpus.count
+        items = self._held if self._replicate else -(-self._held // count)
+        parts = [make(device, dim, self.lists, items) for device in range(count)]
         vectors = self._rows.get(sample)
         for part in parts:
             part.train(vectors)
@@ -219,8 +222,16 @@ class GpuIndex:
 
         def one(part: DeviceIndex, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             part.nprobe = nprobe
-            return part.search(own, wanted)
+            step = max(1, PAIRS // (nprobe * wanted))
+            if len(own) <= step:
+                return part.search(own, wanted)
+            starts = range(0, len(own), step)
+            found = [part.search(own[start : start + step], wanted) for start in starts]
+            scores, ids = (np.concatenate(column) for column in zip(*found, strict=True))
+            return scores, ids
 
+        if len(self._parts) == 1:
+            return one(self._parts[0], queries)
         if self._replicate:
             shares = np.array_split(queries, len(self._parts))
             found = list(self._pool.map(one, self._parts, shares))
