@@ -6,6 +6,7 @@ SUITE is made by `tigerfg suite SUITE --pairs 0 --eval 5000`. For every seed the
 once (stages crops and regions), then every variant goes on from them (stages map and joint). All is
 resumable: a variant is done when RUNS/seed/variant/result.json exists; a killed training goes on.
 The results are copied to --results, beside claim.md: means and standard deviations over seeds.
+With --train-only the runs are trained, on a GPU where there is one, and evaluated by a later call.
 """
 
 from __future__ import annotations
@@ -31,16 +32,46 @@ from tigerfg.training.loop import train
 from tigerfg.training.state import STATE, load_progress
 
 HERE = Path(__file__).resolve().parent
-TOWERS = (
-    Stage("crops", 160, 256, 2e-3),
-    Stage("regions", 320, 128, 1.5e-3, matrix_lr=0.06),
-)
-MAP = Stage("map", 200, 256, 1e-3, matrix_lr=0.03)
-JOINT = Stage("joint", 100, 128, 1e-3, backbone_rate=0.5, matrix_lr=0.04)
 MAP_CACHE_GIB = 1.2  # 12,000 pictures of `tiny`
-# Who has no map stage gets so many joint steps more as it takes: some 350 s, a joint step 4.4 s
-# (`tiny`, one thread). The seconds that every variant's training took are in its result.
-MAP_IN_JOINT_STEPS = 80
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages of a claim.
+
+    Attributes:
+        towers: trained once a seed. map, joint: of every variant.
+        instead: joint steps that a variant without a map stage gets more, for about the same time
+            on one CPU thread (`tiny`: 200 map steps take some 350 s, a joint step 4.4 s). The
+            seconds that every variant's training took are in its result.
+    """
+
+    towers: tuple[Stage, ...]
+    map: Stage
+    joint: Stage
+    instead: int
+
+
+RECIPES = {
+    "short": Recipe(
+        (
+            Stage("crops", 160, 256, 2e-3),
+            Stage("regions", 320, 128, 1.5e-3, matrix_lr=0.06),
+        ),
+        Stage("map", 200, 256, 1e-3, matrix_lr=0.03),
+        Stage("joint", 100, 128, 1e-3, backbone_rate=0.5, matrix_lr=0.04),
+        80,
+    ),
+    "long": Recipe(  # for a GPU
+        (
+            Stage("crops", 400, 256, 2e-3),
+            Stage("regions", 800, 128, 1.5e-3, matrix_lr=0.06),
+        ),
+        Stage("map", 300, 256, 1e-3, matrix_lr=0.03),
+        Stage("joint", 1000, 128, 1e-3, backbone_rate=0.5, matrix_lr=0.04),
+        120,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -74,38 +105,40 @@ VARIANTS = {
 }
 
 
-def towers_run(out: Path, seed: int, base: TrainConfig) -> TrainConfig:
+def towers_run(out: Path, seed: int, base: TrainConfig, recipe: Recipe) -> TrainConfig:
     """The training of what all variants of a seed start from."""
-    return replace(base, out=out / str(seed) / "towers", stages=TOWERS, seed=seed)
+    return replace(base, out=out / str(seed) / "towers", stages=recipe.towers, seed=seed)
 
 
-def variant_run(out: Path, seed: int, name: str, base: TrainConfig) -> TrainConfig:
+def variant_run(out: Path, seed: int, name: str, base: TrainConfig, recipe: Recipe) -> TrainConfig:
     """The training of one variant from the seed's towers."""
     variant = VARIANTS[name]
     weights = replace(base.weights, **variant.weights)
     model = replace(base.model, **variant.model)
     model = replace(model, grounding=replace(model.grounding, **variant.grounding))
     mapped = model.item_tower == "grounded" and weights.map > 0
-    joint = JOINT if mapped else replace(JOINT, steps=JOINT.steps + MAP_IN_JOINT_STEPS)
+    joint = recipe.joint
+    if not mapped:
+        joint = replace(joint, steps=joint.steps + recipe.instead)
     folder = out / str(seed)
     return replace(
         base,
         out=folder / name,
         init=folder / "towers" / "checkpoint",
-        stages=(MAP, joint) if mapped else (joint,),
+        stages=(recipe.map, joint) if mapped else (joint,),
         seed=seed,
         model=model,
         weights=weights,
     )
 
 
-def settings_of(config: TrainConfig) -> dict[str, Any]:
+def settings_of(config: TrainConfig, recipe: Recipe) -> dict[str, Any]:
     """What a run's outcome depends on, as JSON gives it back; no path of this machine."""
     settings = {
         "products": config.products,
         "photos": None if config.photos is None else config.photos.resolve().name,
         "preset": config.model.name,
-        "towers": [asdict(stage) for stage in TOWERS],
+        "towers": [asdict(stage) for stage in recipe.towers],
         "stages": [asdict(stage) for stage in config.stages],
         "model": asdict(config.model),
         "weights": asdict(config.weights),
@@ -148,9 +181,11 @@ class Claim:
     """
 
     def __init__(self, options: argparse.Namespace, say: Callable[[str], None]) -> None:
-        self.options, self.say = options, say
-        suite = [DataSet(name, options.suite / name) for name in ("standard", "cluttered")]
-        self.data = suite + [DataSet.parse(text) for text in options.real]
+        self.options, self.say, self.recipe = options, say, RECIPES[options.recipe]
+        self.data = [DataSet.parse(text) for text in options.real]
+        if not options.train_only:
+            layouts = ("standard", "cluttered")
+            self.data = [DataSet(name, options.suite / name) for name in layouts] + self.data
         names = [part.name for part in self.data]
         if twice := {name for name in names if names.count(name) > 1}:
             raise InputError(f"--real: the name {min(twice)!r} is taken; give every set its own")
@@ -170,9 +205,9 @@ class Claim:
         there = read_results(options.results)
         planned = {}
         for seed in options.seeds:
-            self._check(towers_run(options.out, seed, self.base))
+            self._check(towers_run(options.out, seed, self.base, self.recipe))
             for name in options.variants:
-                config = variant_run(options.out, seed, name, self.base)
+                config = variant_run(options.out, seed, name, self.base, self.recipe)
                 self._check(config)
                 settings, file = self._settings(config), f"{seed}-{name}.json"
                 check_same(options.results / file, settings, "take another --results")
@@ -181,6 +216,11 @@ class Claim:
 
     def run(self) -> None:
         """Train and evaluate what is missing; the report is written anew after every variant."""
+        if self.options.train_only:
+            for seed in self.options.seeds:
+                for name in self.options.variants:
+                    self.say(f"seed {seed}, {name}: {self._trained(seed, name)[2]}")
+            return
         write_report(self.options.results)
         for seed in self.options.seeds:
             for name in self.options.variants:
@@ -193,22 +233,20 @@ class Claim:
         self.say((self.options.results / "claim.md").read_text())
 
     def _settings(self, config: TrainConfig) -> dict[str, Any]:
-        return {**settings_of(config), "data": self.digests}
+        return {**settings_of(config, self.recipe), "data": self.digests}
 
     def _check(self, config: TrainConfig) -> None:
         """What is there of a run must have been made as it would be now."""
         begun = config.out / "run.json"
         if (config.out / STATE).exists() and not begun.exists():
             raise InputError(f"--out: {config.out} is a run of something else; take another --out")
-        check_same(begun, settings_of(config), "take another --out")
+        check_same(begun, settings_of(config, self.recipe), "take another --out")
         file = config.out / "result.json"
         check_same(file, self._settings(config), "delete the file to evaluate again")
 
     def _result(self, seed: int, name: str) -> dict[str, Any]:
         options = self.options
-        towers = towers_run(options.out, seed, self.base)
-        config = variant_run(options.out, seed, name, self.base)
-        before, after = self._train(towers), self._train(config)
+        config, before, after = self._trained(seed, name)
         if name == "tiger":
             rows, detectors = evaluate_all(after, before, self.data, config, options.threads)
         else:
@@ -219,7 +257,7 @@ class Claim:
             "title": VARIANTS[name].title,
             "settings": self._settings(config),
             "seconds": {
-                "towers": load_progress(towers.out / STATE).seconds,
+                "towers": load_progress(before.parent / STATE).seconds,
                 "variant": load_progress(config.out / STATE).seconds,
             },
             "threads": options.threads,
@@ -229,6 +267,13 @@ class Claim:
             "detectors": detectors,
             "rows": rows,
         }
+
+    def _trained(self, seed: int, name: str) -> tuple[TrainConfig, Path, Path]:
+        """A variant's training, and the checkpoints before and after it."""
+        options = self.options
+        towers = towers_run(options.out, seed, self.base, self.recipe)
+        config = variant_run(options.out, seed, name, self.base, self.recipe)
+        return config, self._train(towers), self._train(config)
 
     def _train(self, config: TrainConfig) -> Path:
         """Train, or go on; nothing where the run is finished. Returns the checkpoint."""
@@ -242,7 +287,8 @@ class Claim:
             pools.symlink_to(os.path.relpath(shared, config.out))
         begun = config.out / "run.json"
         if not begun.exists():
-            content = {"settings": settings_of(config), "commit": conditions()["commit"]}
+            settings = settings_of(config, self.recipe)
+            content = {"settings": settings, "commit": conditions()["commit"]}
             _write(begun, json.dumps(content, indent=1) + "\n")
         return train(config, resume=(config.out / STATE).exists(), show_progress=False)
 
@@ -257,7 +303,7 @@ def _write(file: Path, text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", type=Path, required=True, help="what `tigerfg suite` made")
+    parser.add_argument("--suite", type=Path, help="what `tigerfg suite` made")
     parser.add_argument("--out", type=Path, required=True, help="training runs")
     parser.add_argument("--photos", type=Path, help="real photos to train on besides")
     parser.add_argument(
@@ -265,12 +311,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--recipe", choices=RECIPES, default="short", help="how long to train")
+    parser.add_argument("--train-only", action="store_true", help="evaluate in a later call")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--products", type=int, default=10_000, help="rendered, to train on")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "claim")
+    options = parser.parse_args(arguments)
+    if options.suite is None and not options.train_only:
+        parser.error("--suite: what is to be evaluated on is missing")
     try:
-        Claim(parser.parse_args(arguments), lambda line: print(line, flush=True)).run()
+        Claim(options, lambda line: print(line, flush=True)).run()
     except InputError as error:
         print(" ".join(str(error).split()))
         return 1

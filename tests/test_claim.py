@@ -24,7 +24,7 @@ from claim_report import write_report
 from tigerfg.benchmark.suite import Settings, build
 from tigerfg.errors import InputError
 from tigerfg.training.box_head import train_box_head
-from tigerfg.training.config import Stage
+from tigerfg.training.config import KINDS, Stage
 
 MODEL = replace(tiny_run.MODEL, name="small")
 VARIANTS = ("tiger", "clip")
@@ -50,10 +50,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(claim, "train", noted)
     monkeypatch.setattr(claim, "preset", lambda name: MODEL)
-    monkeypatch.setattr(claim, "TOWERS", tuple(Stage(k, 1, 8, 1e-3) for k in ("crops", "regions")))
-    monkeypatch.setattr(claim, "MAP", Stage("map", 1, 8, 1e-3))
-    monkeypatch.setattr(claim, "JOINT", Stage("joint", 1, 8, 1e-3))
-    monkeypatch.setattr(claim, "MAP_IN_JOINT_STEPS", 1)
+    crops, regions, mapped, joint = (Stage(k, 1, 8, 1e-3) for k in KINDS)
+    monkeypatch.setitem(claim.RECIPES, "short", claim.Recipe((crops, regions), mapped, joint, 1))
     monkeypatch.setattr(
         claim_evaluation,
         "train_box_head",
@@ -84,6 +82,9 @@ def test_the_claim_is_trained_once(
     assert run(folder, "--real", f"x={folder}") == 1
     assert trained == []
 
+    assert run(folder, "--train-only") == 0
+    assert trained == ["towers", "tiger", "clip"]
+    assert not (folder / "res").exists()
     assert run(folder) == 0
     assert trained == ["towers", "tiger", "clip"]
     found = results(folder)
@@ -119,7 +120,9 @@ def test_the_claim_is_trained_once(
     assert "products 24, now 25" in capsys.readouterr().out
     assert run(folder, "--products", "25", "--out", str(folder / "other")) == 1  # beside these
     assert "products 24, now 25; take another --results" in capsys.readouterr().out
-    monkeypatch.setattr(claim, "JOINT", replace(claim.JOINT, batch=9))
+    recipe = claim.RECIPES["short"]
+    longer = replace(recipe, joint=replace(recipe.joint, batch=9))
+    monkeypatch.setitem(claim.RECIPES, "short", longer)
     assert run(folder) == 1
     assert "stages.1.batch 8, now 9" in capsys.readouterr().out
     assert trained == []

@@ -75,8 +75,8 @@ def stage(kind: str, world: World = ALONE, weights: LossWeights | None = None) -
     maker = WideMaker([pool], [1.0], tiny_run.MODEL, Words())
     if kind == "map":
         made = MapStage(trainee().model, maker, 5, 24, SIZE, world)
-        draw = made.draw
-        made.draw = lambda *args: wide(draw(*args))
+        make = made.make
+        made.make = lambda *args: wide(make(*args))
         return made
     if kind == "joint":
         weights = weights or LossWeights()

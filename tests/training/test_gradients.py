@@ -33,7 +33,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], relative:
 def direct(kind: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The oracle: the plain sum of all losses of one batch, differentiated by autograd at once."""
     trained, source = trainee(), stage(kind)
-    batch = source.draw(STEP, slice(0, SIZE))
+    batch = source.prepare(source.make(STEP, slice(0, SIZE)))
     encoded = source.encode(trained, batch)
     whole = Gathered(encoded.embeddings, encoded.present, batch.products, encoded.shown)
     losses = source.contrast(trained, whole)
@@ -79,7 +79,8 @@ def test_three_ranks_give_the_gradient_of_one_process(tmp_path: Path, micro_batc
 
 
 def test_batch_has_everything_that_could_go_wrong() -> None:
-    batch = stage("joint").draw(STEP, slice(0, SIZE))
+    source = stage("joint")
+    batch = source.prepare(source.make(STEP, slice(0, SIZE)))
     boxed = batch.scenes.boxed.tolist()
     distractors = (batch.scenes.other_region.sum(dim=1) > 0).tolist()
     # rows with and without, spread unevenly over three ranks of 3, 4 and 4 rows
@@ -106,7 +107,7 @@ def test_a_loss_of_weight_zero_is_not_computed(name: str, monkeypatch: pytest.Mo
 def test_row_that_is_not_finite_is_left_out(boxed: bool) -> None:
     """As if the batch had been drawn without it."""
     source, reference = stage("joint"), stage("joint")
-    known = reference.draw(STEP, slice(0, SIZE)).scenes.boxed
+    known = reference.make(STEP, slice(0, SIZE)).scenes.boxed
     bad = int((known == boxed).nonzero()[0])
     start = source.maker.start
 
@@ -124,12 +125,12 @@ def test_row_that_is_not_finite_is_left_out(boxed: bool) -> None:
 
     source.maker.start = poisoned
     keep = [row for row in range(SIZE) if row != bad]
-    draw = reference.draw
+    make = reference.make
 
     def shorter(step: int, rows: slice) -> object:
-        return _take(draw(step, slice(0, SIZE)), torch.tensor(keep))
+        return _take(make(step, slice(0, SIZE)), torch.tensor(keep))
 
-    reference.draw = shorter
+    reference.make = shorter
     found, expected = trainee(), trainee()
     losses = step_gradients(found, source, STEP, SIZE, None, gradient_run.ALONE)
     wanted = step_gradients(expected, reference, STEP, SIZE - 1, None, gradient_run.ALONE)
@@ -159,7 +160,7 @@ def test_map_stage_leaves_out_pictures_without_a_box() -> None:
 
 def test_map_of_a_picture_without_a_box_follows_the_teacher() -> None:
     source = stage("joint")
-    batch = source.draw(STEP, slice(0, SIZE))
+    batch = source.prepare(source.make(STEP, slice(0, SIZE)))
     (unboxed,) = (~batch.scenes.boxed).nonzero(as_tuple=True)
     row = int(unboxed[0])
     model = source.teacher

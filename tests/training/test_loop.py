@@ -144,6 +144,14 @@ def test_interrupted_run_resumes_to_the_bit(
     assert_same_run(out, finished[options])
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_batches_made_ahead_by_other_processes_are_the_same(
+    finished: dict[str, Path], out: Path, options: str
+) -> None:
+    train(config(out, workers=2, **OPTIONS[options]), show_progress=False)
+    assert_same_run(out, finished[options])
+
+
 def test_resume_in_another_precision_is_refused(finished: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="precision: the run was in fp32"):
         train(config(finished["plain"], precision="bf16"), resume=True, show_progress=False)
@@ -254,8 +262,9 @@ def test_what_was_skipped_is_counted_in_the_card(tmp_path: Path) -> None:
     assert "image: cannot be decoded: 3" in card
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 def test_rows_skipped_while_training_are_logged_and_counted_once(
-    out: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     drawn = Pool.draw
 
@@ -265,7 +274,7 @@ def test_rows_skipped_while_training_are_logged_and_counted_once(
 
     monkeypatch.setattr(Pool, "draw", draw)
     stages = (Stage("crops", 12, 4, 1e-3), Stage("regions", 3, 4, 1e-3))
-    train(config(out, stages=stages), show_progress=False)
+    train(config(out, stages=stages, workers=workers), show_progress=False)
     told = [row["skipped"]["query_image: gone"] for row in log(out) if "skipped" in row]
     assert told == [1, 11, 12, 13, 15]  # steps 1, 11, 12; then 1 and 3 of the second stage
     assert load_progress(out / STATE).skipped == {"query_image: gone": 15}
@@ -310,6 +319,7 @@ def test_trains_on_the_shards_of_a_suite(tmp_path: Path, pools: Path) -> None:
         ({"teacher": "strict"}, "teacher"),
         ({"device": "tpu"}, "device"),
         ({"micro_batch": 0}, "micro_batch"),
+        ({"workers": -1}, "workers"),
         ({"layer_decay": 0.0}, "layer_decay"),
         ({"layer_decay": float("nan")}, "layer_decay"),
         ({"teacher_decay": 1.0}, "teacher_decay"),

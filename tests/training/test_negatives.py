@@ -86,7 +86,7 @@ def test_a_distractor_of_the_only_product_gives_no_gradient(kind: str) -> None:
 def test_region_loss_of_a_step_is_that_of_a_loop() -> None:
     """Also where `test_gradients` compares ranks: there are distractors to leave out."""
     source, trained = stage("regions"), trainee()
-    batch = source.draw(STEP, slice(0, SIZE))
+    batch = source.prepare(source.make(STEP, slice(0, SIZE)))
     with torch.no_grad():
         made = source.encode(trained, batch)
     scale, q, z = trained.logit_scale().item(), *(made.embeddings[n] for n in ("queries", "items"))

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def command(
     out: Annotated[Path, typer.Option("--out", file_okay=False, help="The run's directory.")],
-    preset: Annotated[str, typer.Option("--preset", help="Model preset: tiny or base.")] = "tiny",
+    preset: Annotated[
+        str, typer.Option("--preset", help="Model preset: tiny, small or base.")
+    ] = "tiny",
     config: Annotated[
         Path | None,
         typer.Option(
@@ -78,6 +80,14 @@ def command(
         typer.Option("--layer-decay", help="Each block learns this much slower than the next."),
     ] = None,
     threads: options.Threads = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=0,
+            help="Processes that make batches ahead; cores to spare on a GPU, none on the CPU.",
+        ),
+    ] = None,
 ) -> None:
     """Train a model in stages; writes its checkpoints, log and state to --out.
 
@@ -98,6 +108,7 @@ def command(
         "photos": data,
         "init": init,
         "threads": threads,
+        "workers": workers,
         "shards": shards,
         "precision": precision,
         "micro_batch": micro_batch,

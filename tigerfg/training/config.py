@@ -80,6 +80,8 @@ class TrainConfig:
         init: checkpoint to start from (with its tokenizer), or None.
         pretrained: load the Hugging Face encoders' weights from their `name`.
         seed: of weights, batches and augmentation. threads: CPU threads, None for all.
+        workers: processes that make batches ahead; None: on a GPU as many as there are cores to
+            spare, at most 12, on the CPU none. The batches are the same.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         precision: of both encoders, forward and backward: "fp32", "bf16" (autocast), or "auto":
             bf16 where the hardware multiplies it.
@@ -107,6 +109,7 @@ class TrainConfig:
     pretrained: bool = False
     seed: int = 0
     threads: int | None = None
+    workers: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     micro_batch: int | None = None
@@ -131,6 +134,8 @@ class TrainConfig:
                 )
         if self.micro_batch is not None and self.micro_batch < 1:
             raise InputError(f"micro_batch: {self.micro_batch}; give at least 1 row")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"workers: {self.workers}; give 0 processes or more")
         if not self.map_cache_gib > 0.0:
             raise InputError(f"map_cache_gib: {self.map_cache_gib}; give more than 0")
         if not 0.0 < self.layer_decay <= 1.0:

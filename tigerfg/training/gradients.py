@@ -40,7 +40,8 @@ def step_gradients(
         The weighted losses of the global batch, scalars without gradient, alike on every rank.
     """
     trainee.zero_grad(set_to_none=True)
-    batches = [stage.draw(step, rows) for rows in _slices(world.rows(size), micro_batch)]
+    slices = slices_of(world.rows(size), micro_batch)
+    batches = [stage.prepare(stage.make(step, rows)) for rows in slices]
     cached = len(batches) > 1
     with torch.set_grad_enabled(not cached):
         parts = [stage.encode(trainee, batch) for batch in batches]
@@ -57,7 +58,8 @@ def step_gradients(
     return {**losses, **{name: mean.total / mean.rows for name, mean in means.items()}}
 
 
-def _slices(rows: slice, micro_batch: int | None) -> list[slice]:
+def slices_of(rows: slice, micro_batch: int | None) -> list[slice]:
+    """The parts of a rank's rows that are encoded at once, in order."""
     size = micro_batch or max(1, rows.stop - rows.start)
     return [slice(i, min(i + size, rows.stop)) for i in range(rows.start, rows.stop, size)]
 

@@ -50,12 +50,14 @@ class RegionStage:
         self.maker, self.seed, self.size, self.device = maker, seed, size, device
         self.skipped: Counter[str] = Counter()
 
-    def draw(self, step: int, rows: slice) -> RegionBatch:
+    def make(self, step: int, rows: slice) -> RegionBatch:
         draw = self.maker.start(self.seed, step, self.size, rows)
         crops, more, scenes = draw.crops(), draw.crops(), draw.scenes()
         usable = usable_rows(self.skipped, crops.pixels, more.pixels, scenes.pixels, scenes.region)
-        batch = RegionBatch(draw.products, usable, crops, more, scenes, draw.rows % 2 == 0)
-        return on_device(batch, self.device)
+        return RegionBatch(draw.products, usable, crops, more, scenes, draw.rows % 2 == 0)
+
+    def prepare(self, made: RegionBatch) -> RegionBatch:
+        return on_device(made, self.device)
 
     def encode(self, trainee: Trainee, batch: RegionBatch) -> Encoded:
         model, half = trainee.model, batch.paired.nonzero()[:, 0]
@@ -96,14 +98,20 @@ class Lesson:
 
 
 @dataclass
-class JointBatch:
-    """products and usable (B,), queries, item pictures with texts, and the teacher's lesson."""
+class JointRows:
+    """products and usable (B,), queries, item pictures with texts."""
 
     products: Tensor
     usable: Tensor
     crops: Crops
     scenes: Scenes
     texts: Texts
+
+
+@dataclass
+class JointBatch(JointRows):
+    """The same with the teacher's lesson."""
+
     lesson: Lesson
 
 
@@ -128,19 +136,16 @@ class JointStage:
         self.teacher, self.weights = teacher, weights
         self.skipped: Counter[str] = Counter()
 
-    def draw(self, step: int, rows: slice) -> JointBatch:
+    def make(self, step: int, rows: slice) -> JointRows:
         draw = self.maker.start(self.seed, step, self.size, rows)
         crops, scenes, texts = draw.crops(), draw.scenes(), draw.texts()
         usable = usable_rows(self.skipped, crops.pixels, scenes.pixels, scenes.region, scenes.boxes)
-        crops, scenes = on_device(crops, self.device), on_device(scenes, self.device)
-        return JointBatch(
-            draw.products.to(self.device),
-            usable.to(self.device),
-            crops,
-            scenes,
-            on_device(texts, self.device),
-            self._teach(crops, scenes, usable.to(self.device)),
-        )
+        return JointRows(draw.products, usable, crops, scenes, texts)
+
+    def prepare(self, made: JointRows) -> JointBatch:
+        rows = on_device(made, self.device)
+        lesson = self._teach(rows.crops, rows.scenes, rows.usable)
+        return JointBatch(**vars(rows), lesson=lesson)
 
     @torch.no_grad()
     def _teach(self, crops: Crops, scenes: Scenes, usable: Tensor) -> Lesson:

@@ -16,13 +16,14 @@ from tigerfg.model.towers import TigerFG
 from tigerfg.training.card import write_card
 from tigerfg.training.config import Stage, TrainConfig
 from tigerfg.training.distributed import World, joined
-from tigerfg.training.gradients import step_gradients
+from tigerfg.training.gradients import slices_of, step_gradients
 from tigerfg.training.inputs import Inputs
 from tigerfg.training.item_stages import JointStage, RegionStage
 from tigerfg.training.journal import Journal, log, progress_bar
 from tigerfg.training.map_stage import MapStage
 from tigerfg.training.optimizer import Optimizer, make_optimizer, set_rate
 from tigerfg.training.precision import cast_encoders, resolve
+from tigerfg.training.prefetch import Prefetched, worker_count
 from tigerfg.training.recipe import check_recipe, recipe_of
 from tigerfg.training.stages import CropStage, Trainee, TrainingStage
 from tigerfg.training.state import STATE, Progress, load_progress, load_state, save_state
@@ -139,7 +140,7 @@ class _Run:
         self.counted = Counter(self.inputs.maker.skipped)
         first = progress.step
         started, saved = time.monotonic() - progress.seconds, time.monotonic()
-        source = self._source(number, stage, teacher)
+        source = self._ahead(self._source(number, stage, teacher), stage, first)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         with progress_bar(stage, first, self.show_progress) as advance:
             for step in range(first, stage.steps):
@@ -179,6 +180,15 @@ class _Run:
             return MapStage(self.trainee.model, maker, seed, rows, stage.batch, self.world)
         assert teacher is not None
         return JointStage(maker, seed, stage.batch, device, teacher.model, self.config.weights)
+
+    def _ahead(self, source: TrainingStage, stage: Stage, first: int) -> TrainingStage:
+        """The same batches, made ahead where processes are to spare."""
+        workers = worker_count(self.config.workers, self.world.device)
+        if not workers:
+            return source
+        slices = slices_of(self.world.rows(stage.batch), self.config.micro_batch)
+        plan = ((step, rows) for step in range(first, stage.steps) for rows in slices)
+        return Prefetched(source, plan, workers)
 
     def _teacher(self, number: int) -> Teacher:
         """The towers as they were at the end of the last stage before this one."""

@@ -84,21 +84,23 @@ class MapStage:
         wordings = world.collect([list(texts) for texts in zip(*lines, strict=True)])
         return (*gathered, [texts for part in wordings for texts in part])
 
-    def draw(self, step: int, rows: slice) -> MapBatch:
+    def make(self, step: int, rows: slice) -> MapBatch:
         """Rows of a step's batch: random pictures of the cache, each with one of its wordings."""
         rng = np.random.default_rng((self.seed, 9, step))
         chosen = rng.integers(0, len(self.lines), self.size)[rows]
         wordings = rng.integers(0, WORDINGS, self.size)[rows].tolist()
         lines = [self.lines[row][n] for row, n in zip(chosen.tolist(), wordings, strict=True)]
         index = torch.from_numpy(chosen)
-        batch = MapBatch(
+        return MapBatch(
             self.products[index],
             self.features[index].float(),
             self.masks[index],
             self.regions[index],
             self.maker.tokenize(lines),
         )
-        return on_device(batch, self.device)
+
+    def prepare(self, made: MapBatch) -> MapBatch:
+        return on_device(made, self.device)
 
     def encode(self, trainee: Trainee, batch: MapBatch) -> Encoded:
         texts = batch.texts

@@ -1,8 +1,9 @@
 """What every stage computes: pictures and teacher, then embeddings, then losses over the batch.
 
-A step has three parts, so that one shape serves one process, many, and gradient caching:
+A step has these parts, so that one shape serves one process, many, and gradient caching:
 
-- `draw`: rows of the batch with all that has no gradient (pictures, texts, the teacher's features);
+- `make` and `prepare`: rows of the batch with all that has no gradient: pictures and texts, made on
+  the CPU, perhaps by another process; then the teacher's features, on the device;
 - `encode`: the trained towers on these rows: embeddings, and losses of single rows;
 - `contrast`: losses between the embeddings of the whole batch, whoever encoded them.
 """
@@ -91,10 +92,15 @@ class Gathered:
 class TrainingStage(Protocol):
     """A stage's steps. `skipped` counts rows that could not be used, by reason."""
 
+    maker: BatchMaker
     skipped: Counter[str]
 
-    def draw(self, step: int, rows: slice) -> Any:
-        """These rows of a step's batch, on the device; has `products` (B,) int64."""
+    def make(self, step: int, rows: slice) -> Any:
+        """These rows of a step's batch, a dataclass of tensors on the CPU; touches no device."""
+        ...
+
+    def prepare(self, made: Any) -> Any:
+        """What `make` gave, on the device; has `products` (B,) int64."""
         ...
 
     def encode(self, trainee: Trainee, batch: Any) -> Encoded: ...
@@ -121,11 +127,14 @@ class CropStage:
         self.maker, self.seed, self.size, self.device = maker, seed, size, device
         self.skipped: Counter[str] = Counter()
 
-    def draw(self, step: int, rows: slice) -> CropBatch:
+    def make(self, step: int, rows: slice) -> CropBatch:
         draw = self.maker.start(self.seed, step, self.size, rows)
         first, second = draw.crops(), draw.crops()
         usable = usable_rows(self.skipped, first.pixels, second.pixels)
-        return on_device(CropBatch(draw.products, usable, first, second), self.device)
+        return CropBatch(draw.products, usable, first, second)
+
+    def prepare(self, made: CropBatch) -> CropBatch:
+        return on_device(made, self.device)
 
     def encode(self, trainee: Trainee, batch: CropBatch) -> Encoded:
         both = Crops(
