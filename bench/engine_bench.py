@@ -5,11 +5,17 @@ engines.json to $RESULTS_DIR, or to bench/results/, row by row, and prints engin
 Models have random weights. All contenders of a tower and batch size are measured in turns, one
 call each. What takes long to make (torch.compile) comes last, and then everyone is measured again
 beside it. A run that is cut off is continued with --resume, which also keeps the exported bundles.
+
+Exporting `base` takes minutes of CPU time. `--prepare 90` does it on a machine without a GPU, for
+compute capability 9.0; bring build/engine-bench along (`tar -I "xz -T0" -cf ...`: some MB) and go
+on with --resume and the same --precisions. When minutes are short, `--contenders "torch eager*"
+"*fp16, *"` takes some of the contenders, `--seconds 1` measures each group for less.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import importlib.metadata
 import logging
 import os
@@ -23,7 +29,7 @@ import numpy as np
 import torch
 from conditions import conditions
 from engine_contenders import ENGINE_PRECISIONS, Contender, Entry, entries
-from engine_models import TOKENS, Say, Setting, Unavailable, export, pictures, random_model
+from engine_models import TOKENS, Say, Setting, Unavailable, export, pictures
 from engine_report import FILE, IDENTITY, SAME_MACHINE, Results, report
 from engine_timing import (
     DEVICE_ROUNDS,
@@ -40,7 +46,7 @@ from tigerfg.engines.accuracy import cosines
 from tigerfg.engines.base import TOWERS, Arrays
 from tigerfg.engines.trt_library import find_builder
 from tigerfg.errors import TigerfgError
-from tigerfg.model import preset
+from tigerfg.model import load_checkpoint
 
 HERE = Path(__file__).resolve().parent
 MODELS, BATCHES = ("tiny", "base"), (1, 8, 32, 256)
@@ -50,10 +56,15 @@ PACKAGES = (
 
 
 class Bench:
-    """Measures groups, the contenders of a tower at a batch size, and keeps their rows."""
+    """Measures groups, the contenders of a tower at a batch size, and keeps their rows.
 
-    def __init__(self, results: Results, device_clock: Clock, host_clock: Clock, say: Say) -> None:
-        self._results, self._say = results, say
+    Each group for some seconds on the device, and as long again end to end.
+    """
+
+    def __init__(
+        self, results: Results, device_clock: Clock, host_clock: Clock, say: Say, seconds: float
+    ) -> None:
+        self._results, self._say, self._seconds = results, say, seconds
         self._device_clock, self._host_clock = device_clock, host_clock
 
     def tower(
@@ -140,10 +151,14 @@ class Bench:
     def _measure(self, group: Group, ready: Mapping[str, Ready]) -> None:
         calls = {name: one.call for name, one in ready.items()}
         streams = {name: one.contender.stream for name, one in ready.items()}
-        device, failed = interleaved(calls, streams, self._device_clock, DEVICE_ROUNDS)
+        device, failed = interleaved(
+            calls, streams, self._device_clock, DEVICE_ROUNDS, self._seconds
+        )
         whole = {name: partial(ready[name].contender.run, group.feeds) for name in device}
         nowhere = dict.fromkeys(whole)
-        host, also_failed = interleaved(whole, nowhere, self._host_clock, HOST_ROUNDS)
+        host, also_failed = interleaved(
+            whole, nowhere, self._host_clock, HOST_ROUNDS, self._seconds
+        )
         for name, error in {**failed, **also_failed}.items():
             self._reason(group, ready[name].entry, error)
         for name in host:
@@ -202,15 +217,23 @@ class Ready(NamedTuple):
 
 def measure(bench: Bench, options: argparse.Namespace, work: Path, device: str, say: Say) -> None:
     """All models, first without the contenders that are slow to make, then with them."""
-    listed = entries()
+    listed = [
+        entry
+        for entry in entries()
+        if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in options.contenders)
+    ]
     bundles = {}
     for slow in (False, True):
         chosen = [entry for entry in listed if slow or not entry.slow]
+        if slow and not any(entry.slow for entry in chosen):
+            break
         for name in options.models:
+            folder = work / name
             if name not in bundles:
-                folder = work / name
-                bundles[name] = export(name, ENGINE_PRECISIONS, folder, options.resume, say)
-            model = random_model(preset(name)).to(device)
+                found = export(name, tuple(options.precisions), folder, options.resume, say)
+                absent = dict.fromkeys(ENGINE_PRECISIONS, "not among --precisions")
+                bundles[name] = absent | found
+            model = load_checkpoint(folder / "checkpoint").to(device)
             for tower in options.towers:
                 setting = Setting(model, tower, bundles[name], device)
                 bench.tower(setting, chosen, options.batches, options.resume)
@@ -221,19 +244,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--towers", nargs="+", choices=TOWERS, default=list(TOWERS))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument(
+        "--precisions", nargs="+", choices=ENGINE_PRECISIONS, default=list(ENGINE_PRECISIONS)
+    )
+    parser.add_argument("--contenders", nargs="+", default=["*"], help="patterns of their names")
+    parser.add_argument("--seconds", type=float, default=6, help="that a group is measured, twice")
+    parser.add_argument("--prepare", type=int, metavar="SM", help="export only, see above")
     parser.add_argument("--resume", action="store_true", help="keep rows and bundles of before")
     options = parser.parse_args(arguments)
+    work = HERE.parent / "build" / "engine-bench"
+    if options.prepare is not None:
+        for name in options.models:
+            sms = (options.prepare,)
+            export(name, tuple(options.precisions), work / name, options.resume, say, sms)
+        return 0
     if not torch.cuda.is_available():
         print("torch sees no CUDA device: the speed of engines cannot be measured without one")
         return 1
     torch.backends.cudnn.allow_tf32 = False  # the float32 reference is float32
     folder = Path(os.environ.get("RESULTS_DIR") or HERE / "results")
-    work = HERE.parent / "build" / "engine-bench"
     os.environ["XDG_CACHE_HOME"] = str(work / "cache")  # engines that are built on the way
     run = {**conditions(), **device_conditions(), "tokens": TOKENS}
     run["versions"] |= {package: version(package) for package in PACKAGES}
     results = Results(folder / FILE, run, IDENTITY, SAME_MACHINE)
-    bench = Bench(results, CudaClock(), WallClock(), say)
+    bench = Bench(results, CudaClock(), WallClock(), say, options.seconds)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tigerfg").setLevel(logging.INFO)  # what is built, and its parity
     try:

@@ -21,7 +21,7 @@ from tigerfg.model import TigerFG
 
 COMPILED = {"mode": "max-autotune", "dynamic": False}
 TORCH_TENSORRT = {"backend": "tensorrt", "dynamic": False}  # torch-tensorrt-rtx has that name too
-ENGINE_PRECISIONS = ("fp16", "bf16", "fp8")
+ENGINE_PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 
 
 class Contender(Protocol):
@@ -184,8 +184,8 @@ class Entry:
 
 def entries() -> list[Entry]:
     """All contenders."""
-    found = []
-    for precision in DTYPES:
+    found = [Entry("torch eager fp32", "fp32", False, _torch(plain, "fp32"))]
+    for precision in ("fp16", "bf16"):
         found += [
             Entry(f"torch eager {precision}", precision, False, _torch(plain, precision)),
             Entry(f"torch + tigerfg kernels {precision}", precision, False, _kernels(precision)),

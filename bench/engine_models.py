@@ -25,8 +25,9 @@ from tigerfg.kernels import TailWeights, grounded_embedding_reference
 from tigerfg.model import ModelConfig, TigerFG, preset, save_checkpoint
 
 TOKENS = 32  # of every text
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PARITY_ITEMS = 24  # that an export is calibrated on and checked with
+PERIOD = 8191  # a prime: no two rows of a matrix are equal
 _REFERENCE_BATCH = 32
 
 Forward = Callable[..., tuple[Tensor, ...]]
@@ -38,12 +39,18 @@ class Unavailable(Exception):  # noqa: N818  (no error: a contender that this ma
 
 
 def random_model(config: ModelConfig) -> TigerFG:
-    """A model of random weights in which nothing is at a neutral start value."""
+    """A model of random weights in which nothing is at a neutral start value.
+
+    The values of a parameter repeat after PERIOD: what is exported of `base` packs to a hundredth,
+    which a machine without a network is easily brought.
+    """
     torch.manual_seed(0)
     model = TigerFG(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.startswith(("gate_", "grounding.", "pool.", "head.norm")):
             parameter.add_(0.3 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+        values = parameter.view(-1)
+        values.copy_(values[torch.arange(len(values)) % PERIOD])
     return model
 
 
@@ -118,7 +125,7 @@ class Setting:
     _low: dict[torch.dtype, TigerFG] = field(default_factory=dict)
 
     def low(self, precision: str) -> TigerFG:
-        """The model with its weights in a low dtype; made once."""
+        """The model with its weights in a dtype; made once."""
         dtype = DTYPES[precision]
         if dtype not in self._low:
             self._low[dtype] = copy.deepcopy(self.model).to(dtype)
@@ -146,7 +153,12 @@ class Setting:
 
 
 def export(
-    name: str, precisions: tuple[str, ...], folder: Path, resume: bool, say: Say
+    name: str,
+    precisions: tuple[str, ...],
+    folder: Path,
+    resume: bool,
+    say: Say,
+    sms: tuple[int, ...] = (),
 ) -> dict[str, Bundle | str]:
     """A bundle of a preset with random weights: graphs, and the tail's kernels for this GPU.
 
@@ -157,6 +169,7 @@ def export(
         name: of the preset.
         folder: for the checkpoint and the bundle.
         resume: take what an earlier call left in the folder.
+        sms: compute capabilities of the kernels, in place of this machine's GPU.
 
     Returns:
         Precision -> the bundle, or why there is none.
@@ -177,7 +190,7 @@ def export(
         if not out.exists():
             say(f"{name}: exporting {', '.join(chosen)}")
             start = time.monotonic()
-            request = GpuRequest(precisions=chosen, engine="none")
+            request = GpuRequest(precisions=chosen, engine="none", sms=sms)
             try:
                 export_bundle(checkpoint, out, ("fp32",), images, say, gpu=request)
             except TigerfgError as error:

@@ -13,8 +13,7 @@ from gpu_timing import Clock, samples
 
 from tigerfg.errors import TigerfgError
 
-SECONDS = 6  # that a group is measured, on the device and again end to end
-DEVICE_ROUNDS, HOST_ROUNDS = (100, 300), (20, 300)  # least and most
+DEVICE_ROUNDS, HOST_ROUNDS = (30, 300), (10, 300)  # least and most
 P99_ROUNDS = 100
 WARM_UP = 5
 
@@ -43,12 +42,13 @@ def interleaved(
     streams: Mapping[str, int | None],
     clock: Clock,
     rounds: tuple[int, int],
+    budget: float,
 ) -> tuple[dict[str, list[float]], dict[str, Exception]]:
     """Seconds of every call, all in turns; and what those raised that cannot be measured.
 
     Args:
         streams: handles of the CUDA streams that they work on, None for torch's current one.
-        rounds: least and most; between them, for SECONDS in all.
+        rounds: least and most; between them, for `budget` seconds in all.
     """
     failed: dict[str, Exception] = {}
     estimates: dict[str, float] = {}
@@ -60,7 +60,7 @@ def interleaved(
         except Exception as error:  # a contender may fail in any way; the others go on
             failed[name] = error
             check_device()
-    count = int(np.clip(SECONDS / max(sum(estimates.values()), 1e-9), *rounds))
+    count = int(np.clip(budget / max(sum(estimates.values()), 1e-9), *rounds))
     times: dict[str, list[float]] = {name: [] for name in estimates}
     for _ in range(count):
         for name, seconds in list(times.items()):

@@ -1,13 +1,14 @@
 """Everything that needs a GPU, in one command of less than ten minutes; results in $RESULTS_DIR.
 
-`python bench/gpu.py [--minutes 9.3] [--steps tests sanitizer benchmarks engines tune index]
-[--resume]`
+`python bench/gpu.py [--minutes 9.3] [--steps tests sanitizer benchmarks engines tune index
+native] [--resume]`
 
 A step that fails or runs out of time is reported at the end and keeps no other from running. The
 benchmarks take what time is left; compiling torch's forms takes most of it, and what was cut off
 follows with `--steps benchmarks --resume`, which measures ours again and only those peers that
 kernels.json in $RESULTS_DIR does not have. Engines want calls of their own, `--steps engines`, then
-with --resume until nothing is missing. The vector index, `--steps index`, needs faiss-gpu-cuvs.
+with --resume until nothing is missing. The vector index, `--steps index`, needs faiss-gpu-cuvs. The
+C library, `--steps native`, is built for all architectures and runs its example.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
-STEPS = ("tests", "sanitizer", "benchmarks", "tune", "engines", "index")
+STEPS = ("tests", "sanitizer", "benchmarks", "tune", "engines", "index", "native")
+# What runs on the GPU where there is one; what else tests/kernels holds needs none.
+KERNEL_TESTS = ("grounding", "embedding", "pooling", "preprocess", "resample", "properties")
+CUDA_TOOLS = "/usr/local/cuda/bin"
 SANITIZER_ENV = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 GRACE = 20  # seconds between asking a step to end and ending it
 SHORTEST = 5  # seconds that a step is started for
@@ -58,16 +62,22 @@ class Outcome:
 def steps(chosen: list[str], folder: Path, resume: bool) -> Iterator[Step]:
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     if "tests" in chosen:
-        keep_on = "--continue-on-collection-errors"
-        parallel = ["-n", "4", "--dist", "loadfile"] if importlib.util.find_spec("xdist") else []
-        # tests/kernels runs on the GPU where there is one; compiling for all others needs none
-        others = ["tests/kernels", "--ignore=tests/kernels/test_compile.py", *parallel]
-        yield Step("GPU tests", [*pytest, "tests", "-m", "gpu", keep_on], 120)
-        yield Step("kernel tests", [*pytest, *others, keep_on], 180)
+        # compiling takes most of the time, so the tests of a file are shared out too
+        parallel = ["-n", "8", "--dist", "load"] if importlib.util.find_spec("xdist") else []
+        kernels = [f"tests/kernels/test_{name}.py" for name in KERNEL_TESTS]
+        yield Step("kernel tests", [*pytest, *kernels, *parallel], 180)
+        marked = ["tests/test_gpu.py", "tests/test_gpu_tail.py"]
+        if importlib.util.find_spec("faiss"):
+            marked.append("tests/test_gpu_index.py")
+        yield Step("GPU tests", [*pytest, *marked, "-m", "gpu"], 120)
     if "sanitizer" in chosen:
         script = [sys.executable, str(HERE / "sanitize_kernels.py")]
+        # Compiled here first: a process that is watched is slow.
+        yield Step("sanitizer's kernels", script, 60)
+        sanitizer = shutil.which("compute-sanitizer") or f"{CUDA_TOOLS}/compute-sanitizer"
         for tool in ("memcheck", "racecheck"):
-            command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *script]
+            watch = [sanitizer, "--tool", tool, "--target-processes", "application-only"]
+            command = [*watch, "--error-exitcode", "9", *script]
             yield Step(f"compute-sanitizer {tool}", command, 90, SANITIZER_ENV)
     if "tune" in chosen:
         tables = [str(REPOSITORY / "kernels" / "tuning"), str(folder / "tuning")]
@@ -82,6 +92,8 @@ def steps(chosen: list[str], folder: Path, resume: bool) -> Iterator[Step]:
         yield Step("engines", command, None)
     if "index" in chosen:
         yield Step("index", [sys.executable, str(HERE / "gpu_index_bench.py")], None)
+    if "native" in chosen:
+        yield Step("native library", [*pytest, "tests/kernels/test_native.py"], 300)
 
 
 def measured_peers(folder: Path) -> list[str]:

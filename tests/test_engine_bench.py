@@ -50,7 +50,7 @@ RUN = {
 }  # fmt: skip
 RUN_ON = {field: RUN[field] for field in ("gpu", "driver", "cuda", "triton")}
 TORCH = {f"{kind} {low}" for kind in ("torch eager", "torch + tigerfg kernels")
-         for low in ("fp16", "bf16")}  # fmt: skip
+         for low in ("fp16", "bf16")} | {"torch eager fp32"}  # fmt: skip
 
 
 class FakeClock:
@@ -123,7 +123,9 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list
     monkeypatch.setattr(FakeEngine, "opened", [], raising=False)
     monkeypatch.setattr(FakeEngine, "calls", [], raising=False)
     monkeypatch.setattr(engine_bench, "export", export)
-    monkeypatch.setattr(engine_bench, "preset", lambda name: SMALL)
+    monkeypatch.setattr(
+        engine_bench, "load_checkpoint", lambda folder: engine_models.random_model(SMALL)
+    )
     monkeypatch.setattr(engine_contenders, "EngineContender", FakeEngine)
     monkeypatch.setattr(engine_bench, "DEVICE_ROUNDS", (4, 6))
     monkeypatch.setattr(engine_bench, "HOST_ROUNDS", (2, 5))
@@ -135,12 +137,13 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list
 
     def run(resume: bool = False, **options: Any) -> list[dict[str, Any]]:
         chosen = {"models": ["small"], "towers": ["query"], "batches": [2], "resume": resume}
+        chosen |= {"precisions": engine_contenders.ENGINE_PRECISIONS, "contenders": ["*"]}
         run = {**RUN, "date": f"2026-01-{len(exported) + 1:02}"}
         results = engine_report.Results(
             tmp_path / "engines.json", run, engine_report.IDENTITY, engine_report.SAME_MACHINE
         )
         device, host = FakeClock(0.004), FakeClock(0.5)
-        measured = engine_bench.Bench(results, device, host, lambda line: None)
+        measured = engine_bench.Bench(results, device, host, lambda line: None, 6)
         engine_bench.measure(
             measured, Namespace(**{**chosen, **options}), tmp_path, "cpu", lambda line: None
         )
@@ -158,8 +161,12 @@ def by_status(rows: list[dict[str, Any]], status: str) -> set[str]:
 
 def test_every_contender_has_a_row(bench: Callable[..., Any], tmp_path: Path) -> None:
     rows = bench(batches=[1, 2]) and bench(resume=True, towers=["item"])
-    assert len(rows) == 3 * len(engine_contenders.entries()) == 3 * 13
-    engines = {f"tigerfg engine fp16, {cut}" for cut in ("whole tower", "fused tail")}
+    assert len(rows) == 3 * len(engine_contenders.entries()) == 3 * 16
+    engines = {
+        f"tigerfg engine {precision}, {cut}"
+        for precision in ("fp32", "fp16")
+        for cut in ("whole tower", "fused tail")
+    }
     assert by_status(rows, "measured") == {*TORCH, *engines, "torch compile fp16"}
     assert by_status(rows, "failed") == {
         "onnxruntime cuda fp16",  # the fake bundle has no graphs, or this onnxruntime no CUDA
@@ -220,8 +227,19 @@ def test_engines_are_timed_as_they_are_served(
         contender.close()
 
 
+def test_some_contenders_alone(bench: Callable[..., Any]) -> None:
+    chosen = ["torch eager*", "*fp16, fused tail", "*bf16, *"]
+    rows = bench(contenders=chosen, precisions=("fp16",))
+    assert by_status(rows, "measured") == {
+        *(f"torch eager {precision}" for precision in ("fp32", "fp16", "bf16")),
+        "tigerfg engine fp16, fused tail",
+    }
+    reasons = {row["reason"] for row in rows if row["status"] == "unavailable"}
+    assert reasons == {"not among --precisions"}
+
+
 def test_contenders_take_turns(bench: Callable[..., Any]) -> None:
-    bench()
+    bench(contenders=["*fp16*"])
     calls = FakeEngine.calls
     first = calls.index("fp16 True", 0)
     warm = engine_timing.WARM_UP + 3
@@ -241,7 +259,7 @@ def test_a_call_that_fails_late_is_dropped(monkeypatch: pytest.MonkeyPatch) -> N
 
     calls = {"tired": tired, "steady": lambda: None}
     clock = FakeClock(0.1)
-    times, failed = engine_timing.interleaved(calls, dict.fromkeys(calls), clock, (4, 9))
+    times, failed = engine_timing.interleaved(calls, dict.fromkeys(calls), clock, (4, 9), 6)
     assert times == {"steady": [0.1] * 9}
     assert {name: engine_timing.one_line(error) for name, error in failed.items()} == {
         "tired": "RuntimeError: CUDA error: out of memory"
@@ -325,6 +343,16 @@ def test_a_failed_export_leaves_the_other_precisions(
     assert asked == []  # resumed
     engine_models.export("small", ("fp16",), folder, False, said.append)
     assert asked == [("fp16",)]
+
+
+def test_bundles_are_prepared_for_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(engine_bench, "export", lambda *arguments: asked.append(arguments))
+    assert engine_bench.main(["--prepare", "90", "--precisions", "fp16", "--resume"]) == 0
+    folder = BENCH.parent / "build" / "engine-bench"
+    assert [(*one[:4], one[-1]) for one in asked] == [
+        (name, ("fp16",), folder / name, True, (90,)) for name in ("tiny", "base")
+    ]
 
 
 def test_without_a_gpu_the_script_says_so(

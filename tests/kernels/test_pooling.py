@@ -286,7 +286,7 @@ V, MASK, NORM_WEIGHT, NORM_BIAS, PROJECTION, QUERY = range(6)
 )
 def test_wrong_arguments_are_named(position: int, value: Tensor | None, message: str) -> None:
     tensors, options = make_case(2, 4, 96, kind="attention")
-    tensors[position] = value
+    tensors[position] = value if value is None else value.to(DEVICE)
     for function in (pooled_embedding, pooled_embedding_triton):
         with pytest.raises(ValueError, match=message):
             function(*tensors, **options)
