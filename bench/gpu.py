@@ -8,7 +8,8 @@ benchmarks take what time is left; compiling torch's forms takes most of it, and
 follows with `--steps benchmarks --resume`, which measures ours again and only those peers that
 kernels.json in $RESULTS_DIR does not have. Engines want calls of their own, `--steps engines`, then
 with --resume until nothing is missing. The vector index, `--steps index`, needs faiss-gpu-cuvs. The
-C library, `--steps native`, is built for all architectures and runs its example.
+C library, `--steps native`, is built for all architectures and runs its example. `--steps training`
+measures pairs a second of the joint stage.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
-STEPS = ("tests", "sanitizer", "benchmarks", "tune", "engines", "index", "native")
+STEPS = ("tests", "sanitizer", "benchmarks", "tune", "engines", "index", "native", "training")
 # What runs on the GPU where there is one; what else tests/kernels holds needs none.
 KERNEL_TESTS = ("grounding", "embedding", "pooling", "preprocess", "resample", "properties")
 CUDA_TOOLS = "/usr/local/cuda/bin"
@@ -92,6 +93,8 @@ def steps(chosen: list[str], folder: Path, resume: bool) -> Iterator[Step]:
         yield Step("engines", command, None)
     if "index" in chosen:
         yield Step("index", [sys.executable, str(HERE / "gpu_index_bench.py")], None)
+    if "training" in chosen:
+        yield Step("training", [sys.executable, str(HERE / "training_bench.py")], 150)
     if "native" in chosen:
         yield Step("native library", [*pytest, "tests/kernels/test_native.py"], 300)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import shutil
 import sys
 import time
@@ -217,7 +218,7 @@ def faiss_hnsw(vectors: np.ndarray, out: Path) -> Contender:
     )
 
 
-def usearch(vectors: np.ndarray, out: Path, dtype: str) -> Contender | None:
+def usearch(vectors: np.ndarray, out: Path, dtype: str, threads: int) -> Contender | None:
     try:
         from usearch.index import Index
     except ImportError:
@@ -226,7 +227,7 @@ def usearch(vectors: np.ndarray, out: Path, dtype: str) -> Contender | None:
     index = Index(ndim=vectors.shape[1], metric="ip", dtype=dtype, connectivity=32)
     started = time.perf_counter()
     if not file.exists():
-        index.add(np.arange(len(vectors)), unit(vectors))
+        index.add(np.arange(len(vectors)), unit(vectors), threads=threads)
         seconds = time.perf_counter() - started
         index.save(str(file))
         file.with_suffix(".json").write_text(json.dumps(seconds))
@@ -278,11 +279,12 @@ def main() -> int:
     parser.add_argument("--suite", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="vectors and indexes")
     parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of a search")
+    parser.add_argument("--build-threads", type=int, help="all cores unless told")
     parser.add_argument("--factory", nargs="*", help="of ours; what auto takes, and PQ64")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
-    faiss.omp_set_num_threads(options.threads)
+    building = options.build_threads or len(os.sched_getaffinity(0))
     options.out.mkdir(parents=True, exist_ok=True)
     items, queries = real_embeddings(options.suite, options.out)
     rng = np.random.default_rng(1)
@@ -296,11 +298,13 @@ def main() -> int:
         *(lambda f=f: ours(vectors, options.out, f) for f in factories),
         lambda: faiss_flat(vectors),
         lambda: faiss_hnsw(vectors, options.out),
-        *(lambda d=d: usearch(vectors, options.out, d) for d in ("f16", "i8")),
+        *(lambda d=d: usearch(vectors, options.out, d, building) for d in ("f16", "i8")),
     ]
     rows: list[dict[str, Any]] = []
     for make in makers:
+        faiss.omp_set_num_threads(building)
         contender = make()
+        faiss.omp_set_num_threads(options.threads)
         if contender is None:
             continue
         points = curve(contender, queries, truth)
@@ -310,7 +314,8 @@ def main() -> int:
         del contender
         gc.collect()
         content = {"items": options.items, "real": len(items), "queries": len(queries)}
-        content |= {"threads": options.threads, "conditions": conditions(), "rows": rows}
+        content |= {"threads": options.threads, "build_threads": building}
+        content |= {"conditions": conditions(), "rows": rows}
         file = options.results / f"index_{options.items}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content, indent=1) + "\n")
