@@ -166,6 +166,7 @@ def ours(vectors: np.ndarray, out: Path, factory: str) -> Contender:
             while nprobe <= index.lists:
                 yield f"nprobe {nprobe}, {factor} candidates", searcher(index, nprobe, factor)
                 nprobe *= 2
+        store.close()
 
     return Contender(f"{OURS} {factory}", settings(), seconds, size / len(vectors), "rows mapped")
 

@@ -38,9 +38,8 @@ def to_device(value: Any, device: str) -> Any:
         return type(value)(*fields) if hasattr(value, "_fields") else tuple(fields)
     if not isinstance(value, Tensor):
         return value
-    base = value if value._base is None else value._base
-    moved = base.to(device)
-    return moved.as_strided(value.size(), value.stride(), value.storage_offset())
+    stored = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
+    return stored.to(device).as_strided(value.size(), value.stride(), value.storage_offset())
 
 
 def launches(device: str) -> Iterator[tuple[str, list[str], bool]]:

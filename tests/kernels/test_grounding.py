@@ -172,7 +172,7 @@ def test_a_sharp_map_neither_overflows_nor_loses_its_peak(device):
     p, grounding_map = grounding_triton(x, v, splits=1)
     torch.testing.assert_close(p[0, 0], v[0, 70], rtol=0, atol=1e-5)
     assert grounding_map[0].argmax() == 70
-    assert grounding_map[0, 70] == pytest.approx(1.0, abs=1e-6)
+    assert grounding_map[0, 70].item() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_two_runs_are_equal_to_the_bit(device):

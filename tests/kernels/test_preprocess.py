@@ -133,7 +133,8 @@ def test_pixels_are_pillows(make: Any, interpolation: str) -> None:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "lanczos"])
 def test_block_sizes_do_not_matter(interpolation: str, request: pytest.FixtureRequest) -> None:
-    arrays = [noise(21, 70), smooth(45, 20)]  # some tiles lie wholly outside; one lies on its side
+    # Some tiles lie wholly outside; one picture lies on its side, where Pillow does that too.
+    arrays = [noise(21, 70), smooth(45, 20) if TALL else smooth(20, 45)]
     asked = options(40, interpolation=interpolation)
     packed = packed_on(DEVICE, *arrays)
     found = preprocess_triton(*packed, **asked)
