@@ -160,10 +160,16 @@ def test_rtx_targets_on_a_gpu(tmp_path, on_gpu, sms, targets, made_for):
 
 
 def test_rtx_on_a_gpu_that_its_list_lacks(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder_module, "current_gpu", lambda: Gpu(90, "CUDA 13.0", None))
+    gpu = Gpu(90, "CUDA 13.0", None)
+    monkeypatch.setattr(builder_module, "current_gpu", lambda: gpu)
     script = Script()
     rtx = fake_builder(script, "tensorrt-rtx", "1.7.1")
-    assert fake_build(tmp_path, rtx, sms=(90,)).sms == (90,)
+    for sms in ((), (90,)):  # an H200 cannot load what is built for it
+        with pytest.raises(EngineError, match=r"sm 90: tensorrt-rtx 1.7.1 does not run on this"):
+            fake_build(tmp_path, rtx, sms=sms)
+    assert script.targets == []
+    gpu = Gpu(130, "CUDA 14.0", None)  # one to come: by its own words it will run there
+    assert fake_build(tmp_path, rtx).sms == (130,)
     assert script.targets == ["CURRENT"]
     with pytest.raises(EngineError, match=r"^sm 90, 103: tensorrt-rtx 1.7.1 builds for 75, 80, "):
         fake_build(tmp_path, rtx, sms=(103, 89, 90))

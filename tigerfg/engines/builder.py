@@ -28,6 +28,7 @@ __all__ = [
 
 MIB = 1 << 20
 SMALLEST_WORKSPACE = 256 * MIB
+RTX_NEWEST = 120  # from here on TensorRT-RTX runs on every GPU, below on those that it names
 
 Progress = Callable[[str], None]
 
@@ -192,6 +193,12 @@ def targets_of(
     if not wanted and gpu is None:
         raise EngineError("no GPU here: say what to build for, e.g. --sm 89 for an L4 or RTX 40")
     if wanted in ((), here):
+        # Seen on an H200: built for CURRENT as for any other name, it cannot be loaded there.
+        if here and here[0] < RTX_NEWEST and f"SM{here[0]}" not in known:
+            raise EngineError(
+                f"sm {here[0]}: {builder} does not run on this GPU; full TensorRT does: install it "
+                "and export here, or take another engine"
+            )
         return here, ("CURRENT",)
     if missing := [sm for name, sm in names.items() if name not in known]:
         can = ", ".join(name[2:] for name in known if name.startswith("SM"))
