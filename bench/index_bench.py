@@ -39,6 +39,7 @@ QUERIES, BATCH = 1000, 64
 NEAR = 8  # neighbours whose differences move a child
 AT_ONCE = 4096
 SLOTS = 10_000
+MOST_PROBED = 512
 OURS = "tigerfg"
 Search = Callable[[np.ndarray], np.ndarray]  # queries (B, E) -> ids (B, K)
 
@@ -93,7 +94,9 @@ def grown(items: np.ndarray, count: int, file: Path) -> np.ndarray:
         for start in range(len(items), count, AT_ONCE):
             size = min(AT_ONCE, count - start)
             parent = rng.integers(0, len(items), size)
-            a, b = (near[parent, rng.integers(0, NEAR, size)] for _ in range(2))
+            one = rng.integers(0, NEAR, size)
+            other = (one + rng.integers(1, NEAR, size)) % NEAR  # the same would give a duplicate
+            a, b = near[parent, one], near[parent, other]
             step = rng.uniform(0.3, 1.0, (size, 1)).astype(np.float32)
             child = items[parent] + step * (items[a] - items[b])
             staged[start : start + size] = child / np.linalg.norm(child, axis=1, keepdims=True)
@@ -163,7 +166,7 @@ def ours(vectors: np.ndarray, out: Path, factory: str) -> Contender:
         chosen = {p["factor"] for p in index.notes["curve"]}
         for factor in sorted(chosen):
             nprobe = 1
-            while nprobe <= index.lists:
+            while nprobe <= min(index.lists, MOST_PROBED):
                 yield f"nprobe {nprobe}, {factor} candidates", searcher(index, nprobe, factor)
                 nprobe *= 2
         store.close()
