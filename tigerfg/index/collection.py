@@ -17,6 +17,7 @@ from tigerfg.index.database import StoreMeta, is_catalog
 from tigerfg.index.gpu import OFF, GpuSettings
 from tigerfg.index.keeper import IndexKeeper, IndexStats, check_files, files_are_stale
 from tigerfg.index.plan import FLAT, IndexSettings
+from tigerfg.index.selected import SelectedIds
 from tigerfg.index.store import Record, Sampled, Store
 from tigerfg.index.where import parse_filter
 
@@ -41,7 +42,7 @@ class Collection:
     """
 
     def __init__(self, store: Store, gpu: GpuSettings) -> None:
-        self._store = store
+        self._store, self._selected = store, SelectedIds()
         self._changed = self._closing = self._closed = False
         self._lock = threading.RLock()
         try:
@@ -176,7 +177,7 @@ class Collection:
         """
         with self._exclusive() as store, store.snapshot():
             index = self._keeper.searcher()
-            allowed = store.select(where) if where else None
+            allowed = self._selected.of(store, where) if where else None
             scores, ids = index.search(embeddings, k, allowed)
             rows = store.rows(np.unique(ids).tolist())
             self._keeper.maintain()
