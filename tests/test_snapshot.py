@@ -80,15 +80,17 @@ def test_a_snapshot_is_one_state_while_a_writer_goes_on(searcher: Searcher, tmp_
     finally:
         stop.set()
         writer.join()
-    sizes = []
+    last: set[str] = set()
     for copy in copies:
         with opened(copy) as other:
             ids = {one.item_id for one in other}
             assert ids == {f"{one[:-1]}{half}" for one in ids for half in "ab"}
             assert other.verify(sample=0).ok
-            sizes.append(len(ids))
-    assert sizes == sorted(sizes)
-    assert sizes[-1] > 0
+        # a pair that is deleted again may be in one copy and not in the next; the others stay
+        kept = {one for one in ids if int(one.split("-")[0]) % 3}
+        assert last <= kept
+        last = kept
+    assert last
 
 
 def test_a_snapshot_is_not_put_into_what_is_there(searcher: Searcher, tmp_path: Path) -> None:
