@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 
 from tigerfg.bundle import TOWERS, Bundle
 from tigerfg.engines.onnx import OnnxRunner
+from tigerfg.errors import EngineError
 from tigerfg.export.bundle import CALIBRATION
 from tigerfg.export.emulate import EmulatedRunner
-from tigerfg.export.parity import encode_in_batches, measure_recall
+from tigerfg.export.parity import check_recall, encode_in_batches, measure_recall
 from tigerfg.export.precision import typed_graph
 from tigerfg.export.quantize import gpu_int8_graph
 from tigerfg.export.samples import load_samples
 
 PICTURES = 400
-LOSS = 0.005  # half a point of Recall@1
 
 
 @pytest.fixture(scope="module")
@@ -67,4 +68,41 @@ def test_recall_stays(kind, tiny, graphs, request):
         recall = measure_recall(samples, expected, found)
         print(f"{kind} {precision}: {recall}")
         assert recall["queries"] >= 200
-        assert recall["reference"] - recall["found"] <= LOSS + 1e-9, (precision, recall)
+        check_recall(precision, recall)
+
+
+@pytest.mark.slow
+def test_a_coarse_quantisation_is_refused(tiny, graphs, request):
+    """The same check on the same pictures, a query's embedding in steps of its largest value."""
+    samples = samples_of("rendered", tiny, request)
+    expected = {
+        tower: encode_in_batches(
+            OnnxRunner(tiny.onnx(tower, "fp32"), tower, "fp32", 2).run, getattr(samples, tower), 16
+        )
+        for tower in TOWERS
+    }
+    steps = np.abs(expected["query"]["embedding"]).max()
+    coarse = np.round(expected["query"]["embedding"] / steps) * steps
+    recall = measure_recall(samples, expected, {**expected, "query": {"embedding": coarse}})
+    with pytest.raises(EngineError, match="points of Recall@1"):
+        check_recall("coarse", recall)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "refused"),
+    [(0, 0, False), (7, 2, False), (12, 1, True), (40, 40, False), (60, 40, False), (70, 40, True)],
+)
+def test_a_loss_is_told_from_chance(lost, gained, refused):
+    """400 queries: half a point is 2 of them, chance two deviations of those that changed."""
+    result = {
+        "queries": 400,
+        "lost": lost,
+        "gained": gained,
+        "reference": 0.8,
+        "found": 0.8 - (lost - gained) / 400,
+    }
+    if refused:
+        with pytest.raises(EngineError, match=f"{lost} lost, {gained} gained"):
+            check_recall("int8", result)
+    else:
+        check_recall("int8", result)
