@@ -28,7 +28,7 @@ import numpy as np
 from conditions import conditions
 from engine_report import markdown
 
-from tigerfg.index.build import build
+from tigerfg.index.build import build, next_nprobe
 from tigerfg.index.ivf import INDEX_FILE, IvfIndex
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.store import Record, Store
@@ -168,7 +168,7 @@ def ours(vectors: np.ndarray, out: Path, factory: str) -> Contender:
             nprobe = 1
             while nprobe <= min(index.lists, MOST_PROBED):
                 yield f"nprobe {nprobe}, {factor} candidates", searcher(index, nprobe, factor)
-                nprobe *= 2
+                nprobe = next_nprobe(nprobe)
         store.close()
 
     return Contender(f"{OURS} {factory}", settings(), seconds, size / len(vectors), "rows mapped")
@@ -216,7 +216,7 @@ def faiss_hnsw(vectors: np.ndarray, out: Path) -> Contender:
 
     return Contender(
         "faiss HNSW32",
-        [(f"efSearch {ef}", at(ef)) for ef in (10, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)],
+        [(f"efSearch {ef}", at(ef)) for ef in (10, 16, 20, 24, 32, 48, 64, 96, 128, 256)],
         json.loads(file.with_suffix(".json").read_text()),
         file.stat().st_size / len(vectors),
     )
@@ -246,7 +246,7 @@ def usearch(vectors: np.ndarray, out: Path, dtype: str, threads: int) -> Contend
 
     return Contender(
         f"usearch {dtype}",
-        [(f"expansion {ef}", at(ef)) for ef in (10, 16, 32, 64, 128, 256, 512, 1024)],
+        [(f"expansion {ef}", at(ef)) for ef in (10, 16, 24, 32, 48, 64, 96, 128, 256)],
         json.loads(file.with_suffix(".json").read_text()),
         file.stat().st_size / len(vectors),
     )
@@ -297,7 +297,7 @@ def main() -> int:
     truth = exact(vectors, queries, options.out / f"truth-{options.items}.npy")
     auto = IndexSettings().choose(options.items, vectors.shape[1])
     lists = auto.split(",")[0]
-    factories = options.factory or [auto, f"{lists},RaBitQfs", f"{lists},PQ64x4fs", f"{lists},PQ64"]
+    factories = options.factory or [auto, f"{lists},PQ64"]
     makers: list[Callable[[], Contender | None]] = [
         *(lambda f=f: ours(vectors, options.out, f) for f in factories),
         lambda: faiss_flat(vectors),

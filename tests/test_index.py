@@ -20,11 +20,18 @@ from tigerfg.index.build import exact_neighbours
 from tigerfg.index.collection import Collection
 from tigerfg.index.plan import IndexSettings, list_count
 from tigerfg.index.store import Record
-from tigerfg.index.vectors import STAMP_FILE, VectorRows
+from tigerfg.index.vectors import STAMP_FILE, VectorRows, widened
 
 DIM, LISTS = 32, 16
-FACTORIES = (f"IVF{LISTS},RaBitQfs", f"IVF{LISTS},PQ16x4fs", f"OPQ16,IVF{LISTS},PQ16x4fs")
-SETTINGS = IndexSettings(FACTORIES[0], 0.98)
+GRAPH = f"IVF{LISTS}_HNSW4,RaBitQfs"
+FACTORIES = (
+    f"IVF{LISTS},RaBitQfs",
+    f"IVF{LISTS},PQ16x4fs",
+    f"OPQ16,IVF{LISTS},PQ16x4fs",
+    GRAPH,
+    f"OPQ16,IVF{LISTS}_HNSW4,PQ16x4fs",
+)
+SETTINGS = IndexSettings(GRAPH, 0.98)
 
 
 def vectors(count: int, seed: int = 0) -> np.ndarray:
@@ -95,7 +102,7 @@ def test_every_kind_finds_updates_and_reopens(path: Path, factory: str) -> None:
     assert (stats.kind, stats.items) == (factory, 2000)
     assert stats.recall is not None
     assert stats.recall >= 0.95
-    assert {"nprobe", "factor", "recall", "ms"} == stats.curve[0].keys()
+    assert {"nprobe", "factor", "recall", "error", "ms"} == stats.curve[0].keys()
     queries = vectors(50, seed=1)
     assert recall(collection, held, queries) >= 0.93  # tuned on others: within their noise
     collection.put(records(2000, values[2000:]))
@@ -194,6 +201,44 @@ def test_any_history_is_found_as_it_is(
     index.notes |= {"nprobe": LISTS, "factor": 10_000}
     assert recall(collection, held, vectors(5, seed=7)) >= 0.98  # fp16 may swap the tenth
     collection.close()
+
+
+@pytest.mark.parametrize("factory", FACTORIES[-2:])
+def test_few_lists_come_from_the_graph_and_many_from_all_centres(
+    path: Path, monkeypatch: pytest.MonkeyPatch, factory: str
+) -> None:
+    """Both ways give what the same lists gave with the centres compared one by one."""
+    monkeypatch.setattr(ivf, "SCANNED", 4)
+    collection = create(path, IndexSettings(factory, 0.98))
+    collection.put(records(0, vectors(3000)))
+    collection.optimize()
+    index = collection._keeper.current()
+    queries = vectors(20, seed=3)
+    for nprobe, by_graph in (
+        (1, True),
+        (LISTS // 4, True),
+        (LISTS // 4 + 1, False),
+        (LISTS, False),
+    ):
+        index.notes |= {"nprobe": nprobe, "factor": 20}
+        faiss.cvar.hnsw_stats.reset()
+        scores, ids = index.search(queries, 10)
+        assert (faiss.cvar.hnsw_stats.n1 > 0) == by_graph
+        monkeypatch.setattr(ivf, "SCANNED", LISTS + 1)  # all centres, whatever nprobe is
+        expected = index.search(queries, 10)
+        monkeypatch.setattr(ivf, "SCANNED", 4)
+        np.testing.assert_array_equal(ids, expected[1])
+        np.testing.assert_array_equal(scores, expected[0])
+    collection.close()
+
+
+def test_halves_are_widened_exactly() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    halves = bits.view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    wide = widened(halves)
+    assert wide.dtype == np.float32
+    np.testing.assert_array_equal(wide.view(np.uint32), halves.astype(np.float32).view(np.uint32))
 
 
 def test_a_writer_keeps_few_vectors_in_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,10 +411,10 @@ def test_settings_that_cannot_be_used(options: dict, words: str) -> None:
 def test_auto_goes_by_size_and_budget() -> None:
     auto = IndexSettings()
     assert auto.choose(0, 256) == auto.choose(20_000, 256) == "flat"
-    assert auto.choose(1_000_000, 256) == "IVF4096,RaBitQfs2"
-    assert auto.choose(10_000_000, 256) == "IVF16384,RaBitQfs2"
+    assert auto.choose(1_000_000, 256) == "IVF4096_HNSW32,RaBitQfs2"
+    assert auto.choose(10_000_000, 256) == "IVF16384_HNSW32,RaBitQfs2"
     small = IndexSettings(memory_budget=70_000_000)
-    assert small.choose(1_000_000, 256) == "IVF4096,RaBitQfs"
+    assert small.choose(1_000_000, 256) == "IVF4096_HNSW32,RaBitQfs"
     assert small.choose(20_000, 256) == "flat"
     assert IndexSettings(memory_budget=1_000_000).choose(5_000, 256) == "IVF128,RaBitQfs2"
     assert IndexSettings("IVF8,Flat").choose(3, 256) == "IVF8,Flat"

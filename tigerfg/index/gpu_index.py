@@ -22,8 +22,9 @@ import numpy as np
 from tigerfg.errors import CatalogError
 from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import MOST, DeviceIndex, Gpus, code_bytes
-from tigerfg.index.ivf import IvfIndex, refined
+from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.plan import list_count
+from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import BLOCK, VectorRows
 
@@ -158,23 +159,12 @@ class GpuIndex:
         ids = np.where(kept, ids, -1)
         scores = np.where(kept, scores, -np.inf).astype(np.float32) / self._lengths[ids]
         if self._factor > 1:
-            scores, ids = self._refined(queries, ids, k)
+            scores, ids = refined(self._rows, queries, ids, k)
         order = np.lexsort((ids, -scores), axis=1)[:, :k]
         scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
         short = np.flatnonzero((ids < 0).any(axis=1))
         if len(short):
             scores[short], ids[short] = self._cpu.search(queries[short], k, allowed)
-        return scores, ids
-
-    def _refined(
-        self, queries: np.ndarray, candidates: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best candidates of each query by exact scores, -1 where there are fewer."""
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        ids = np.full((len(queries), k), -1, np.int64)
-        for n, (query, row) in enumerate(zip(queries, candidates, strict=True)):
-            found = refined(self._rows, query, row, k)
-            scores[n, : len(found[0])], ids[n, : len(found[1])] = found
         return scores, ids
 
     def _fill(self, ids: np.ndarray, sample: np.ndarray) -> bool:
@@ -254,7 +244,7 @@ class GpuIndex:
         def neighbours(nprobe: int) -> list[set[int]]:
             ids = self._ask(queries, wanted, nprobe)[1]
             if self._factor > 1:
-                ids = self._refined(queries, ids, NEAREST + 1)[1]
+                ids = refined(self._rows, queries, ids, NEAREST + 1)[1]
             return [
                 set([i for i in line if i not in (own, -1)][:NEAREST])
                 for line, own in zip(ids.tolist(), sample.tolist(), strict=True)

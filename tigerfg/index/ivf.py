@@ -15,12 +15,16 @@ import numpy as np
 
 from tigerfg.errors import InputError
 from tigerfg.index.derived import Loaded, import_faiss, load_index, save_index
+from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
 
 INDEX_FILE = "ivf.index"
 EXACT_MOST = 4096  # allowed items up to which their vectors are simply compared
 CANDIDATES = 5000  # a query; more only if k is larger
+# Probing more than one list in so many, a graph of the centres takes longer than comparing them all
+# (and does not find all).
+SCANNED = 32
 
 logger = logging.getLogger("tigerfg")
 
@@ -41,8 +45,11 @@ class IvfIndex:
         self._store, self.rows = store, rows
         self._index, self._number, self.notes = loaded
         self._ivf = self._faiss.extract_index_ivf(self._index)
+        self._all_centres = _centres_behind(self._faiss, self._ivf)
+        self._parameters: tuple[Any, ...] | None = None  # nprobe, bitmap, faiss's
         self._live = np.zeros(0, bool)  # by internal id
         self._packed: np.ndarray | None = None  # bitmap of the live ids, when it is needed
+        self._filtered: tuple[np.ndarray, np.ndarray] | None = None  # last filter's ids and bitmap
         self._count = self._dead = 0
         self._mark(_ids_of(self._faiss, self._ivf))
         self.sync()
@@ -127,15 +134,11 @@ class IvfIndex:
         # as many candidates that may come back as without a filter
         probed = min(math.ceil(self.notes["nprobe"] * self._count / total), self._ivf.nlist)
         while True:
-            _, ids = self._index.search(
-                queries, wanted, params=search_parameters(self._index, probed, bits)
-            )
+            ids = self._candidates(queries, wanted, probed, bits)
             if probed == self._ivf.nlist or (ids[:, k - 1] >= 0).all():
                 break
             probed = min(4 * probed, self._ivf.nlist)
-        found = [refined(self.rows, query, row, k) for query, row in zip(queries, ids, strict=True)]
-        scores, best = (np.stack(column) for column in zip(*found, strict=True))
-        return scores, best
+        return refined(self.rows, queries, ids, k)
 
     def purge(self) -> None:
         """Take the tombstones out of the inverted lists."""
@@ -157,6 +160,22 @@ class IvfIndex:
             Loaded(self._index, self._number, self.notes),
         )
 
+    def _candidates(
+        self, queries: np.ndarray, wanted: int, probed: int, bits: np.ndarray | None
+    ) -> np.ndarray:
+        """Ids int64 (B, wanted) by their codes, -1 where the probed lists hold fewer."""
+        last = self._parameters  # again where nothing changed: making them takes a while
+        if last is None or last[0] != probed or last[1] is not bits:
+            last = probed, bits, search_parameters(self._index, probed, bits)
+            self._parameters = last
+        graph = self._ivf.quantizer
+        if self._all_centres is not None and probed > self._ivf.nlist // SCANNED:
+            self._ivf.quantizer = self._all_centres
+        try:
+            return self._index.search(queries, wanted, params=last[2])[1]
+        finally:
+            self._ivf.quantizer = graph
+
     def _mark(self, ids: np.ndarray) -> None:
         if len(ids) and (highest := int(ids.max())) >= len(self._live):
             grown = np.zeros(max(2 * len(self._live), highest + 1), bool)
@@ -172,19 +191,20 @@ class IvfIndex:
             if self._packed is None and self._dead:
                 self._packed = np.packbits(self._live, bitorder="little")
             return self._packed if self._dead else None
-        mask = np.zeros_like(self._live)
-        mask[allowed] = True
-        return np.packbits(mask, bitorder="little")
+        if self._filtered is None or self._filtered[0] is not allowed:
+            mask = np.zeros_like(self._live)
+            mask[allowed] = True
+            self._filtered = allowed, np.packbits(mask, bitorder="little")
+        found = self._filtered[1]
+        if allowed.flags.writeable:  # it may be another next time
+            self._filtered = None
+        return found
 
 
-def refined(
-    rows: VectorRows, query: np.ndarray, candidates: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Exact scores and ids of the k best of some candidates (C,), of which -1 is none."""
-    ids = candidates[candidates >= 0]
-    scores = rows.get(ids) @ query
-    order = np.lexsort((ids, -scores))[:k]
-    return scores[order], ids[order]
+def _centres_behind(faiss: Any, ivf: Any) -> Any:
+    """The flat index of the centres behind a graph of them; None where there is no graph."""
+    centres = faiss.downcast_index(ivf.quantizer)
+    return faiss.downcast_index(centres.storage) if isinstance(centres, faiss.IndexHNSW) else None
 
 
 def search_parameters(index: Any, nprobe: int, bits: np.ndarray | None = None) -> Any:

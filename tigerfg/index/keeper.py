@@ -38,7 +38,8 @@ class IndexStats:
         items: in the index.
         nprobe, recall, ms: of an IVF index: lists that are probed, and the recall@10 and
             milliseconds a query (one at a time) measured when it was built.
-        curve: all that was measured then: nprobe, factor (candidates a result), recall, ms.
+        curve: all that was measured then: nprobe, factor (candidates a result), recall, its
+            standard error, ms.
         seconds: of building, by part. building: whether another one is being built.
     """
 

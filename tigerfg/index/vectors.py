@@ -29,6 +29,10 @@ STAMP_FILE = "vectors.json"
 BLOCK = 16_384  # rows read at once
 MOST_TAIL = 16  # blocks kept in memory while a fresh file is filled
 
+# A float16's exponent and fraction, moved by 13 bits, are those of a float32 of 2^-112 its value.
+_SIGN_AND_VALUE = np.int32(0x8FFFE000 - (1 << 32))
+_BIAS = np.float32(2.0**112)
+
 _NAME = re.compile(r"vectors-[0-9a-f]{32}\.f16")
 
 logger = logging.getLogger("tigerfg")
@@ -89,7 +93,7 @@ class VectorRows:
 
     def stored(self, ids: np.ndarray) -> np.ndarray:
         """As `get`, but as they are stored, their lengths 1 to the precision of float16."""
-        return self._raw(ids).astype(np.float32)
+        return widened(self._raw(ids))
 
     def blocks(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """These ids, ascending, and their vectors, block by block."""
@@ -120,7 +124,9 @@ class VectorRows:
                     file.unlink()
 
     def _raw(self, ids: np.ndarray) -> np.ndarray:
-        places = np.searchsorted(self._ids, ids)
+        first, last = int(self._ids[0]), int(self._ids[-1])
+        consecutive = last - first == len(self._ids) - 1
+        places = ids - first if consecutive else np.searchsorted(self._ids, ids)
         mapped = len(self._rows)
         here = places < mapped
         if here.all():
@@ -186,7 +192,18 @@ class VectorRows:
         path = self._store.path / name
         if os.path.getsize(path) < rows * self._dtype.itemsize:
             raise ValueError("they are truncated")
-        return np.memmap(path, self._dtype, "r", shape=(rows,))
+        # as a plain array: every access to a memmap costs microseconds
+        return np.asarray(np.memmap(path, self._dtype, "r", shape=(rows,)))
+
+
+def widened(halves: np.ndarray) -> np.ndarray:
+    """Finite float16 values as float32, exactly; numpy's conversion takes eight times as long."""
+    bits = halves.view(np.int16).astype(np.int32)  # the sign in all the upper bits
+    bits <<= 13
+    bits &= _SIGN_AND_VALUE
+    wide = bits.view(np.float32)
+    wide *= _BIAS
+    return wide
 
 
 def _sync(file: IO[Any]) -> None:
