@@ -1,60 +1,77 @@
-"""`where` filters as SQL; what they mean is in `where`.
+"""`where` filters on the SQLite store: every condition is one range of the table ``fields``.
 
-Every scalar of an item is one row of the table ``fields`` (key, value, id), which is its own index.
-Names and values of items and filters only ever travel as bound parameters.
+Every scalar of an item is one row of that table (key, value, id), which is its own index. What the
+conditions give is joined as arrays of ids: where half of a million items pass, that takes a
+fraction of the time of joins in SQLite. What filters mean is in `where`. Names and values of items
+and filters only ever travel as bound parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
 
-from tigerfg.errors import InputError
-from tigerfg.index.where import Condition, Group, Scalar, joined, parse_filter
+import numpy as np
+
+from tigerfg.index.where import Condition, Group, Scalar
+
+Read = Callable[[str, list[Scalar]], np.ndarray]  # SQL and its parameters -> ids, in any order
 
 _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
-_MAX_PARAMETERS = 30_000  # SQLite binds at most 32,766
+_MOST_VALUES = 30_000  # at once: SQLite binds at most 32,766
 
 
-def compile_filter(where: Mapping[str, Any]) -> tuple[str, list[Scalar]]:
-    """Compile a filter to an SQL expression over ``items.id`` and its bound parameters.
+def matching(term: Group, read: Read, everything: Callable[[], np.ndarray]) -> np.ndarray:
+    """Ids int64 of the items that match a parsed filter, ascending, each once.
 
-    Raises:
-        InputError: see `parse_filter`; or too many values.
+    Args:
+        read: runs a query on the store.
+        everything: ids of all items, ascending.
     """
-    parameters: list[Scalar] = []
-    sql = _compile(parse_filter(where), parameters)
-    if len(parameters) > _MAX_PARAMETERS:
-        raise InputError(
-            f"where: {len(parameters)} names and values are too many, at most {_MAX_PARAMETERS}"
-        )
-    return sql, parameters
+    parts = [_part(part, read, everything) for part in term.parts]
+    if term.word == "or":
+        return _distinct(np.concatenate(parts))
+    found = min(parts, key=len, default=None)
+    if found is None:
+        return everything()
+    for part in parts:
+        if part is not found:
+            found = np.intersect1d(found, part, assume_unique=True)
+    return found
 
 
-def _compile(term: Group | Condition, parameters: list[Scalar]) -> str:
-    if isinstance(term, Condition):
-        return _condition(term, parameters)
-    parts = [_compile(part, parameters) for part in term.parts]
-    return joined(parts, term.word.upper()) if parts else "1"
+def _part(part: Condition | Group, read: Read, everything: Callable[[], np.ndarray]) -> np.ndarray:
+    if isinstance(part, Group):
+        return matching(part, read, everything)
+    name, operator, operand = part
+    if operator in ("$ne", "$nin") or (operator == "$exists" and not operand):
+        return np.setdiff1d(everything(), _holding(name, operator, operand, read), True)
+    return _holding(name, operator, operand, read)
 
 
-def _condition(term: Condition, parameters: list[Scalar]) -> str:
-    """SQL of one condition; appends the field name and the operand's values."""
-    name, operator, operand = term
-    parameters.append(name)
+def _holding(name: str, operator: str, operand: object, read: Read) -> np.ndarray:
+    """Ids of the items with a value for which a condition holds, or its opposite does."""
     if operator == "$exists":
-        return _membership("", negate=not operand)
-    if operator in ("$in", "$nin"):
-        parameters += operand
-        marks = ", ".join("?" * len(operand))
-        return _membership(f" AND value IN ({marks})", negate=operator == "$nin")
-    parameters.append(operand)
-    if operator in ("$eq", "$ne"):
-        return _membership(" AND value = ?", negate=operator == "$ne")
-    # SQLite orders every number before every text, and '' is the smallest text.
-    kind = " AND value >= ''" if isinstance(operand, str) else " AND value < ''"
-    return _membership(f" AND value {_COMPARISONS[operator]} ?{kind}", negate=False)
+        ranges: list[tuple[str, list[Scalar]]] = [("", [])]
+    elif operator in ("$eq", "$ne"):
+        ranges = [(" AND value = ?", [operand])]
+    elif operator in ("$in", "$nin"):
+        ranges = [
+            (f" AND value IN ({', '.join('?' * len(some))})", some)
+            for start in range(0, len(operand), _MOST_VALUES)
+            for some in [operand[start : start + _MOST_VALUES]]
+        ]
+    else:
+        # SQLite orders every number before every text, and '' is the smallest text.
+        kind = ">= ''" if isinstance(operand, str) else "< ''"
+        ranges = [(f" AND value {_COMPARISONS[operator]} ? AND value {kind}", [operand])]
+    found = [
+        read(f"SELECT id FROM fields WHERE key = ?{condition}", [name, *values])
+        for condition, values in ranges
+    ]
+    return _distinct(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
 
-def _membership(condition: str, *, negate: bool) -> str:
-    return f"items.id {'NOT ' if negate else ''}IN (SELECT id FROM fields WHERE key = ?{condition})"
+def _distinct(ids: np.ndarray) -> np.ndarray:
+    """Ascending, each once; a tenth of the time of numpy's own, which hashes."""
+    ids = np.sort(ids)
+    return ids[np.concatenate([[True], ids[1:] != ids[:-1]])] if len(ids) else ids

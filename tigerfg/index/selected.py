@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tigerfg.index.filters import compile_filter
 from tigerfg.index.store import Store
+from tigerfg.index.where import parse_filter
 
 MOST_IDS, MOST_FILTERS = 4_000_000, 256  # kept in memory; an id is 8 bytes
 
@@ -25,15 +25,16 @@ class SelectedIds:
         self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def of(self, store: Store, where: Mapping[str, Any]) -> np.ndarray:
-        """As `Store.select`; not to be written to."""
+        """Ids as of `Store.select`; not to be written to."""
         number = store.number
         if number != self._number:
             self._kept.clear()
             self._number = number
-        key = repr(compile_filter(where))  # 1 and "1" and True are told apart
+        term = parse_filter(where)
+        key = repr(term)  # 1 and "1" are told apart
         found = self._kept.get(key)
         if found is None:
-            found = self._kept[key] = store.select(where)
+            found = self._kept[key] = store.select(term)
             found.flags.writeable = False
         self._kept.move_to_end(key)
         kept = sum(map(len, self._kept.values()))
