@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in one command of less than ten minutes; results in $RESULTS_DIR.
 
 `python bench/gpu.py [--minutes 9.3] [--steps tests sanitizer benchmarks engines tune index
-native] [--resume]`
+native training] [--resume]`
 
 A step that fails or runs out of time is reported at the end and keeps no other from running. The
 benchmarks take what time is left; compiling torch's forms takes most of it, and what was cut off

@@ -26,6 +26,11 @@ from tigerfg.errors import InputError
 SETUP_HOURS = 24  # ranks wait this long for the first one to make the training pictures
 
 
+def cores_of_rank() -> int:
+    """This machine's cores that fall to one of the ranks on it."""
+    return len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @dataclass(frozen=True)
 class World:
     """The ranks of a run; a run without torchrun is a world of one."""

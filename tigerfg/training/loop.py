@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ from tigerfg.model.checkpoint import load_checkpoint, save_checkpoint
 from tigerfg.model.towers import TigerFG
 from tigerfg.training.card import write_card
 from tigerfg.training.config import Stage, TrainConfig
-from tigerfg.training.distributed import World, joined
+from tigerfg.training.distributed import World, cores_of_rank, joined
 from tigerfg.training.gradients import slices_of, step_gradients
 from tigerfg.training.inputs import Inputs
 from tigerfg.training.item_stages import JointStage, RegionStage
@@ -54,8 +53,7 @@ def train(config: TrainConfig, resume: bool = False, show_progress: bool = True)
         raise InputError(f"out: {config.out} {wrong}")
     if resume:
         check_recipe(load_progress(file).recipe, recipe_of(config))
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(config.threads or max(1, cores))
+    torch.set_num_threads(config.threads or max(1, cores_of_rank()))
     Path(config.out).mkdir(parents=True, exist_ok=True)
     with joined(config.device, config.rank_timeout) as world:
         run = _Run(config, world, show_progress and world.first)

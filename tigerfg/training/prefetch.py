@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tigerfg.errors import TigerfgError
+from tigerfg.training.distributed import cores_of_rank
 from tigerfg.training.stages import Encoded, Gathered, Trainee, TrainingStage
 
 MOST_WORKERS = 12
@@ -23,9 +24,8 @@ def worker_count(asked: int | None, device: torch.device) -> int:
     """How many processes make batches; unless told none on the CPU, which trains with its cores."""
     if asked is not None:
         return asked
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) // ranks - 1
-    return max(0, min(cores, MOST_WORKERS)) if device.type == "cuda" else 0
+    spare = cores_of_rank() - 1
+    return max(0, min(spare, MOST_WORKERS)) if device.type == "cuda" else 0
 
 
 class Prefetched:
