@@ -201,8 +201,8 @@ def faiss_flat(vectors: np.ndarray) -> Contender:
 
 def faiss_hnsw(vectors: np.ndarray, out: Path, construction: int) -> Contender:
     file = out / f"hnsw-{len(vectors)}.index"
-    started = time.perf_counter()
     if not file.exists():
+        started = time.perf_counter()
         index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = construction
         for start in range(0, len(vectors), 65_536):
@@ -210,6 +210,7 @@ def faiss_hnsw(vectors: np.ndarray, out: Path, construction: int) -> Contender:
         seconds = time.perf_counter() - started
         faiss.write_index(index, str(file))
         file.with_suffix(".json").write_text(json.dumps(seconds))
+        del index  # there may be no memory for two
     index = faiss.read_index(str(file))
 
     def at(ef: int) -> Search:

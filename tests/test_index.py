@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -287,6 +288,31 @@ def test_a_damaged_file_costs_nothing_but_time(
         assert "from the store" in caplog.text
     with Reopened(path) as again:
         assert len(again) == 1501
+
+
+@pytest.mark.parametrize("limit", [0, 30_000, 150_000])
+def test_a_full_disk_costs_nothing_but_the_index_files(
+    path: Path, caplog: pytest.LogCaptureFixture, limit: int
+) -> None:
+    """No room for anything, for the vectors (216 kB), or for the index (30 to 150 kB)."""
+    values = vectors(3000)
+    collection = create(path)
+    collection.put(records(0, values))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert collection.optimize().kind == GRAPH
+        assert recall(collection, dict(enumerate(values)), vectors(20, seed=2)) >= 0.9
+        collection.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "vectors not saved" in caplog.text
+    assert ("ivf.index not saved" in caplog.text) == (limit < 150_000)
+    assert not list(path.glob("*.new"))
+    with Reopened(path) as again:
+        assert again.optimize().kind == GRAPH
+        assert recall(again, dict(enumerate(values)), vectors(20, seed=2)) >= 0.9
 
 
 def test_a_second_index_does_not_lose_what_was_written_meanwhile(
