@@ -168,9 +168,9 @@ class IvfIndex:
         if last is None or last[0] != probed or last[1] is not bits:
             last = probed, bits, search_parameters(self._index, probed, bits)
             self._parameters = last
-        graph = self._ivf.quantizer
-        if self._all_centres is not None and probed > self._ivf.nlist // SCANNED:
-            self._ivf.quantizer = self._all_centres
+        if self._all_centres is None or probed <= self._ivf.nlist // SCANNED:
+            return self._index.search(queries, wanted, params=last[2])[1]
+        graph, self._ivf.quantizer = self._ivf.quantizer, self._all_centres
         try:
             return self._index.search(queries, wanted, params=last[2])[1]
         finally:
