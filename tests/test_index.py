@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import resource
@@ -17,10 +18,11 @@ from hypothesis import strategies as st
 
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index import ivf, keeper, plan
-from tigerfg.index.build import exact_neighbours
+from tigerfg.index.build import Point, exact_neighbours, next_nprobe, tune
 from tigerfg.index.collection import Collection
 from tigerfg.index.plan import IndexSettings, list_count
-from tigerfg.index.store import Record
+from tigerfg.index.refine import refined
+from tigerfg.index.store import Record, Store
 from tigerfg.index.vectors import STAMP_FILE, VectorRows, widened
 
 DIM, LISTS = 32, 16
@@ -215,22 +217,169 @@ def test_few_lists_come_from_the_graph_and_many_from_all_centres(
     collection.optimize()
     index = collection._keeper.current()
     queries = vectors(20, seed=3)
-    for nprobe, by_graph in (
-        (1, True),
-        (LISTS // 4, True),
-        (LISTS // 4 + 1, False),
-        (LISTS, False),
-    ):
-        index.notes |= {"nprobe": nprobe, "factor": 20}
-        faiss.cvar.hnsw_stats.reset()
-        scores, ids = index.search(queries, 10)
-        assert (faiss.cvar.hnsw_stats.n1 > 0) == by_graph
-        monkeypatch.setattr(ivf, "SCANNED", LISTS + 1)  # all centres, whatever nprobe is
-        expected = index.search(queries, 10)
-        monkeypatch.setattr(ivf, "SCANNED", 4)
-        np.testing.assert_array_equal(ids, expected[1])
-        np.testing.assert_array_equal(scores, expected[0])
+    found: dict[tuple[int, int], np.ndarray] = {}
+    for nprobe in (1, LISTS // 4, LISTS // 4 + 1, LISTS):
+        for scanned in (1, 4, LISTS + 1):  # by the graph, by what is quicker, by all centres
+            monkeypatch.setattr(ivf, "SCANNED", scanned)
+            index.notes |= {"nprobe": nprobe, "factor": 300}
+            faiss.cvar.hnsw_stats.reset()
+            found[nprobe, scanned] = index.search(queries, 10)[1]
+            by_graph = scanned == 1 or (scanned == 4 and nprobe <= LISTS // 4)
+            assert (faiss.cvar.hnsw_stats.n1 > 0) == by_graph
+        np.testing.assert_array_equal(found[nprobe, 1], found[nprobe, 4])
+        np.testing.assert_array_equal(found[nprobe, LISTS + 1], found[nprobe, 4])
+    np.testing.assert_array_equal(found[LISTS, 4], exact(vectors(3000), queries))
+    assert (found[1, 4] != found[LISTS, 4]).any()
     collection.close()
+
+
+def exact(values: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Internal ids, which count from 1, of the 10 best by all vectors as they are stored."""
+    stored = values.astype(np.float16).astype(np.float32)
+    stored /= np.linalg.norm(stored, axis=1, keepdims=True)
+    return np.argsort(-(queries @ stored.T), axis=1, kind="stable")[:, :10] + 1
+
+
+def test_a_filter_after_another_and_after_a_write(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ivf, "EXACT_MOST", 20)
+    low, high = {"n": {"$lt": 400}}, {"n": {"$gte": 2000}}
+    with contextlib.closing(create(path)) as collection:
+        collection.put(records(0, vectors(3000)))
+        collection.optimize()
+        for where in (low, high, low):
+            for line in collection.search(vectors(20, seed=3), 10, where):
+                assert len(line) == 10
+                assert {n < 400 if where is low else n >= 2000 for n in numbers(line)} == {True}
+        late = vectors(1, seed=4)
+        collection.put(records(3000, late))
+        assert numbers(collection.search(late, 10, high)[0])[0] == 3000
+        collection.delete(["i3000"])
+        assert 3000 not in numbers(collection.search(late, 10, high)[0])
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * DIM * 40, 1 << 22])
+@pytest.mark.parametrize("gap", [False, True])
+def test_candidates_are_ranked_exactly(
+    path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, gap: bool
+) -> None:
+    """In parts of one, three and all queries; rows in the file and beyond it; equal ones by id."""
+    monkeypatch.setattr("tigerfg.index.refine.AT_ONCE", at_once)
+    values = vectors(300)
+    values[100:140] = values[7]
+    with contextlib.closing(create(path)) as collection:
+        collection.put(records(0, values[:200]))
+        if gap:
+            collection.delete(["i30"])
+        store = collection._store
+        rows = VectorRows(store, fresh=True)
+        rows.save()
+        collection.put(records(200, values[200:]))
+        rows.sync()
+        ids = store.ids()
+        there = np.setdiff1d(np.arange(300), [30] if gap else [])  # numbers of the items
+        rng = np.random.default_rng(0)
+        candidates = ids[np.stack([rng.permutation(len(there))[:40] for _ in range(8)])]
+        equal = (there >= 100) & (there < 130)
+        candidates[0] = np.concatenate([ids[equal][::-1], ids[there >= 200][:10]])
+        candidates[1, 5:] = -1
+        candidates[2] = -1
+        queries = vectors(8, seed=6)
+        queries[0] = values[7]
+        scores, found = refined(rows, queries, candidates, 10)
+        stored = values[there].astype(np.float16).astype(np.float64)
+        stored /= np.linalg.norm(stored, axis=1, keepdims=True)
+        for query, line, row, own in zip(queries, candidates, found, scores, strict=True):
+            known = np.unique(line[line >= 0])
+            right = stored[np.searchsorted(ids, known)] @ query.astype(np.float64)
+            order = np.lexsort((known, -np.round(right, 6)))[:10]
+            assert row.tolist() == known[order].tolist() + [-1] * (10 - len(order))
+            np.testing.assert_allclose(own[: len(order)], right[order], atol=1e-6)
+            assert np.isneginf(own[len(order) :]).all()
+
+
+def test_an_interrupted_copy_of_the_vectors_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A read that fails between two blocks, and a stamp that cannot be written, cost nothing."""
+    with contextlib.closing(create(path)) as collection:
+        store, whole = collection._store, Store.vectors_since
+        rows = VectorRows(store)
+        collection.put(records(0, vectors(1000)))
+
+        def broken(number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            yield next(whole(store, number, 300))
+            raise OSError("interrupted")
+
+        monkeypatch.setattr(store, "vectors_since", broken)
+        with pytest.raises(OSError, match="interrupted"):
+            rows.sync()
+        monkeypatch.setattr(store, "vectors_since", lambda n: whole(store, n, 300))
+        rows.sync()
+        ids, expected = store.ids(), vectors(1000).astype(np.float16)
+        np.testing.assert_array_equal(rows.stored(ids), expected)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+            rows.save()
+        assert "vectors not saved" in caplog.text
+        rows.save()
+        caplog.clear()
+        again = VectorRows(store)
+        assert caplog.text == ""
+        assert len(again._rows) == 1000
+        np.testing.assert_array_equal(again.stored(ids), expected)
+
+
+def test_no_items_no_index(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing stored, or nothing left: building says so, and closing works."""
+    with contextlib.closing(create(path)) as collection:
+        with pytest.raises(InputError, match="0 items are too few"):
+            collection.optimize()
+        collection.put(records(0, vectors(1000)))
+        collection.optimize()
+        collection.delete(f"i{n}" for n in range(1000))
+        assert collection.search(vectors(2), 5) == [[], []]
+        collection.flush()
+        with pytest.raises(InputError, match="0 items are too few"):
+            collection.optimize()
+
+
+def test_the_next_nprobe() -> None:
+    steps = [1]
+    while steps[-1] < 100:
+        steps.append(next_nprobe(steps[-1]))
+    assert steps == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+
+
+@pytest.mark.parametrize(
+    ("recalls", "chosen"),
+    [
+        ({1: 0.5, 2: 0.94, 3: 0.955, 4: 0.97, 6: 0.9999}, 4),  # 3 is above by less than its error
+        ({1: 0.5, 2: 0.951, 3: 0.952}, 3),  # none is above by more: the best there is
+        ({1: 0.5, 8: 0.9, 12: 0.9004, 16: 0.9014, 24: 0.902, 32: 1.0}, 32),  # slow is not flat
+    ],
+)
+def test_the_point_that_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, recalls: dict[int, float], chosen: int
+) -> None:
+    class Index:
+        lists = max(recalls)
+
+    class Rows:
+        get = staticmethod(lambda ids: vectors(len(ids)))
+
+    def measured(*arguments: object) -> Point:
+        *_, nprobe, factor = arguments
+        known = max(n for n in recalls if n <= nprobe)
+        return Point(nprobe, factor, recalls[known], 0.006, float(nprobe))
+
+    monkeypatch.setattr("tigerfg.index.build.FACTORS", (3,))
+    monkeypatch.setattr("tigerfg.index.build.exact_neighbours", lambda *_: None)
+    monkeypatch.setattr("tigerfg.index.build._measure", measured)
+    point, curve = tune(Index(), Rows(), np.arange(9), np.arange(9), 0.95)
+    assert point.nprobe == chosen
+    assert len({p.nprobe for p in curve}) == len(curve)
 
 
 def test_halves_are_widened_exactly() -> None:

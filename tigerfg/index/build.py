@@ -117,12 +117,12 @@ def tune(
     truth = exact_neighbours(rows, ids, held_out, queries)
     curve: list[Point] = []
     for factor in FACTORS:
-        nprobe, best = 1, 0.0
+        nprobe, recalls = 1, {}
         while True:
             point = _measure(index, queries, held_out, truth, nprobe, factor)
             curve.append(point)
-            flat_out = point.recall <= best + 0.001 and nprobe >= 16
-            best = max(best, point.recall)
+            recalls[nprobe] = point.recall
+            flat_out = nprobe >= 16 and point.recall <= recalls[nprobe // 2] + 0.001
             if nprobe >= index.lists or point.recall >= 0.999 or flat_out:
                 break
             nprobe = min(next_nprobe(nprobe), index.lists)

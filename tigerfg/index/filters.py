@@ -27,25 +27,34 @@ def matching(term: Group, read: Read, everything: Callable[[], np.ndarray]) -> n
         read: runs a query on the store.
         everything: ids of all items, ascending.
     """
-    parts = [_part(part, read, everything) for part in term.parts]
     if term.word == "or":
-        return _distinct(np.concatenate(parts))
-    found = min(parts, key=len, default=None)
-    if found is None:
-        return everything()
-    for part in parts:
-        if part is not found:
-            found = np.intersect1d(found, part, assume_unique=True)
-    return found
+        return _distinct(np.concatenate([_part(part, read, everything) for part in term.parts]))
+    found: np.ndarray | None = None
+    for part in sorted(term.parts, key=_rank):
+        if found is None:
+            found = _part(part, read, everything)
+        else:
+            others = _part(part, read, lambda held=found: held)
+            found = np.intersect1d(found, others, assume_unique=True)
+        if not len(found):
+            break
+    return everything() if found is None else found
 
 
 def _part(part: Condition | Group, read: Read, everything: Callable[[], np.ndarray]) -> np.ndarray:
     if isinstance(part, Group):
         return matching(part, read, everything)
-    name, operator, operand = part
-    if operator in ("$ne", "$nin") or (operator == "$exists" and not operand):
-        return np.setdiff1d(everything(), _holding(name, operator, operand, read), True)
-    return _holding(name, operator, operand, read)
+    holding = _holding(*part, read)
+    return np.setdiff1d(everything(), holding, True) if _negated(part) else holding
+
+
+def _negated(part: Condition) -> bool:
+    return part.operator in ("$ne", "$nin") or (part.operator == "$exists" and not part.operand)
+
+
+def _rank(part: Condition | Group) -> int:
+    """Negations come late: they only need what the others have left; groups may hold some."""
+    return 2 if isinstance(part, Group) else int(_negated(part))
 
 
 def _holding(name: str, operator: str, operand: object, read: Read) -> np.ndarray:

@@ -10,9 +10,10 @@ from tigerfg.errors import InputError
 FLAT, AUTO = "flat", "auto"
 FLAT_MOST = 20_000  # items up to which "auto" scans them all
 ID_BYTES = 8
-# Codes of `auto`, the best first, with their bytes an item at 256 dimensions (bits a dimension, and
-# 8 bytes of factors): RaBitQ (Gao & Long 2024, arXiv 2405.12497) needs no codebook.
-_CODES = (("RaBitQfs2", 2), ("RaBitQfs", 1))
+ROW_BYTES = 9  # an item beside an IVF index: its place in the vectors file, and whether it lives
+# Codes of `auto`, the best first: bits a dimension, and bytes of factors besides. RaBitQ (Gao &
+# Long 2024, arXiv 2405.12497) needs no codebook.
+_CODES = (("RaBitQfs2", 2, 20), ("RaBitQfs", 1, 8))
 # From so many lists on, their centres are searched by a graph: of 4,096, it takes a third of the
 # time of comparing them all, and recall stays the same. Its bytes a centre.
 _GRAPH_FROM, _GRAPH, _GRAPH_BYTES = 2048, "_HNSW32", 300
@@ -62,8 +63,8 @@ class IndexSettings:
         graph = _GRAPH if lists >= _GRAPH_FROM else ""
         centre = 4 * dim + (_GRAPH_BYTES if graph else 0)
         needed = 0
-        for code, bits in _CODES:
-            needed = items * (dim * bits // 8 + 8 + ID_BYTES) + centre * lists
+        for code, bits, factors in _CODES:
+            needed = items * (dim * bits // 8 + factors + ID_BYTES + ROW_BYTES) + centre * lists
             if self._fits(needed):
                 return f"IVF{lists}{graph},{code}"
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ class SelectedIds:
 
     def __init__(self) -> None:
         self._number = -1
-        self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._kept: OrderedDict[bytes, np.ndarray] = OrderedDict()
 
     def of(self, store: Store, where: Mapping[str, Any]) -> np.ndarray:
         """Ids as of `Store.select`; not to be written to."""
@@ -31,7 +32,7 @@ class SelectedIds:
             self._kept.clear()
             self._number = number
         term = parse_filter(where)
-        key = repr(term)  # 1 and "1" are told apart
+        key = sha256(repr(term).encode()).digest()  # 1 and "1" are told apart
         found = self._kept.get(key)
         if found is None:
             found = self._kept[key] = store.select(term)

@@ -73,17 +73,16 @@ class VectorRows:
         number = self._store.number
         if number == self._number:
             return
-        ids = [self._ids]
-        for new, vectors in self._store.vectors_since(int(self._ids[-1]) if len(self) else 0):
-            rows = np.empty(len(new), self._dtype)
-            rows["id"], rows["vector"] = new, vectors
-            self._tail.append(rows)
-            ids.append(new)
-            if self._fresh and len(self._tail) >= MOST_TAIL:
-                self._ids, self._number = np.concatenate(ids), int(new[-1])
-                ids = [self._ids]
+        new: list[np.ndarray] = []
+        for ids, vectors in self._store.vectors_since(int(self._ids[-1]) if len(self) else 0):
+            rows = np.empty(len(ids), self._dtype)
+            rows["id"], rows["vector"] = ids, vectors
+            new.append(rows)
+            if self._fresh and len(new) >= MOST_TAIL:
+                self._hold(new, int(ids[-1]))
                 self.save()
-        self._ids, self._number = np.concatenate(ids), number
+                new = []
+        self._hold(new, number)
 
     def get(self, ids: np.ndarray) -> np.ndarray:
         """Vectors of unit length, float32 (n, E), of internal ids int64 (n,) that are here."""
@@ -104,11 +103,12 @@ class VectorRows:
     def save(self) -> None:
         """Append what the file lacks; a failure is logged, never raised."""
         try:
-            if self._tail:
-                self._append()
-            self._stamp()
+            crc = self._append() if self._tail else self._crc
+            self._stamp(crc)
             self._rows, self._tail = self._mapped(self._name, len(self._ids)), []
+            self._crc = crc
         except OSError as error:
+            self._fresh = False  # the next block would hardly fare better
             reason = error.strerror or error
             logger.warning(
                 "%s: vectors not saved, the next start reads the store: %s",
@@ -124,6 +124,8 @@ class VectorRows:
                     file.unlink()
 
     def _raw(self, ids: np.ndarray) -> np.ndarray:
+        if not len(ids):
+            return np.empty((0, self._store.meta.embedding_dim), "<f2")
         first, last = int(self._ids[0]), int(self._ids[-1])
         consecutive = last - first == len(self._ids) - 1
         places = ids - first if consecutive else np.searchsorted(self._ids, ids)
@@ -138,7 +140,13 @@ class VectorRows:
         found[~here] = self._tail[0]["vector"][places[~here] - mapped]
         return found
 
-    def _append(self) -> None:
+    def _hold(self, rows: list[np.ndarray], number: int) -> None:
+        """Take new rows, up to a write number."""
+        ids = np.concatenate([self._ids, *(part["id"] for part in rows)])
+        self._tail, self._ids, self._number = self._tail + rows, ids, number
+
+    def _append(self) -> int:
+        """Write the tail behind the rows of the file; returns the file's CRC-32 then."""
         path, crc = self._store.path / self._name, self._crc
         with open(path, "r+b" if len(self._rows) else "wb") as file:
             file.seek(len(self._rows) * self._dtype.itemsize)
@@ -147,9 +155,9 @@ class VectorRows:
                 crc = zlib.crc32(content, crc)
                 file.write(content)
             _sync(file)
-        self._crc = crc
+        return crc
 
-    def _stamp(self) -> None:
+    def _stamp(self, crc: int) -> None:
         file = self._store.path / STAMP_FILE
         fresh = Path(f"{file}.new")
         stamp = {
@@ -157,7 +165,7 @@ class VectorRows:
             "number": self._number,
             "file": self._name,
             "rows": len(self._ids),
-            "crc32": self._crc,
+            "crc32": crc,
         }
         with open(fresh, "w", encoding="utf-8") as opened:
             json.dump(stamp, opened)

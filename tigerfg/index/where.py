@@ -79,7 +79,7 @@ def parse_filter(where: Mapping[str, Any]) -> Group:
 
 
 def joined(terms: Sequence[str], word: str) -> str:
-    """``(a word b word ...)`` as a balanced tree: SQLite and Milvus limit an expression's depth."""
+    """``(a word b word ...)`` as a balanced tree: Milvus limits an expression's depth."""
     if len(terms) == 1:
         return terms[0]
     middle = len(terms) // 2
