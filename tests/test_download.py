@@ -42,18 +42,12 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.asked[self.path] += 1
             asked = server.asked[self.path]
-            server.open += 1
-            server.most = max(server.most, server.open)
-        try:
-            self.answer(self.path.strip("/").split("/"), asked)
-        finally:
-            with server.lock:
-                server.open -= 1
+        self.answer(self.path.strip("/").split("/"), asked)
 
     def answer(self, parts: list[str], asked: int) -> None:
         kind = parts[0]
         if kind == "slow":
-            time.sleep(0.03)
+            self.wait()
         if kind == "after" and asked < int(parts[2]):
             self.send_response(503)
             self.send_header("Retry-After", "1")
@@ -78,6 +72,16 @@ class Handler(BaseHTTPRequestHandler):
             self.body(b"<html>no picture</html>")
         else:
             self.body((self.server.folder / f"{parts[1]}.png").read_bytes())
+
+    def wait(self) -> None:
+        """Counted until the answer begins: after its end the next request may be here."""
+        server = self.server
+        with server.lock:
+            server.open += 1
+            server.most = max(server.most, server.open)
+        time.sleep(0.03)
+        with server.lock:
+            server.open -= 1
 
     def body(self, content: bytes) -> None:
         self.send_response(200)
