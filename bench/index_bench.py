@@ -30,14 +30,14 @@ from engine_report import markdown
 
 from tigerfg.index.build import build, next_nprobe
 from tigerfg.index.ivf import INDEX_FILE, IvfIndex
-from tigerfg.index.plan import IndexSettings
+from tigerfg.index.plan import ROW_BYTES, IndexSettings
 from tigerfg.index.store import Record, Store
 
 HERE = Path(__file__).resolve().parent
 K, RECALLS = 10, (0.90, 0.95, 0.99)
 QUERIES, BATCH = 1000, 64
 NEAR = 8  # neighbours whose differences move a child
-AT_ONCE = 4096
+AT_ONCE, BLOCK = 4096, 65_536
 SLOTS = 10_000
 MOST_PROBED = 128
 MOST_S = 20
@@ -112,13 +112,19 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return wide / np.linalg.norm(wide, axis=1, keepdims=True)
 
 
+def blocks(vectors: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """First rows and vectors of length 1, so many at a time as memory holds."""
+    for start in range(0, len(vectors), BLOCK):
+        yield start, unit(vectors[start : start + BLOCK])
+
+
 def exact(vectors: np.ndarray, queries: np.ndarray, file: Path) -> np.ndarray:
     """Ids (Q, K) of the nearest vectors, block by block."""
     if not file.exists():
         best = faiss.ResultHeap(len(queries), K, keep_max=True)
-        for start in range(0, len(vectors), 65_536):
+        for start, part in blocks(vectors):
             flat = faiss.IndexFlatIP(vectors.shape[1])
-            flat.add(unit(vectors[start : start + 65_536]))
+            flat.add(part)
             scores, ids = flat.search(queries, K)
             best.add_result(scores, ids + start)
         best.finalize()
@@ -162,7 +168,7 @@ def ours(vectors: np.ndarray, out: Path, factory: str) -> Contender:
             index = build(store, factory, 0.95)
             index.save()
     seconds = sum(index.notes["seconds"].values())
-    size = (folder / INDEX_FILE).stat().st_size + 9 * len(vectors)  # ids of the rows, live flags
+    size = (folder / INDEX_FILE).stat().st_size + ROW_BYTES * len(vectors)
 
     def settings() -> Iterator[tuple[str, Search]]:
         chosen = {p["factor"] for p in index.notes["curve"]}
@@ -192,8 +198,8 @@ def searcher(index: IvfIndex, nprobe: int, factor: int) -> Search:
 def faiss_flat(vectors: np.ndarray) -> Contender:
     started = time.perf_counter()
     index = faiss.IndexFlatIP(vectors.shape[1])
-    for start in range(0, len(vectors), 65_536):
-        index.add(unit(vectors[start : start + 65_536]))
+    for _, part in blocks(vectors):
+        index.add(part)
     seconds = time.perf_counter() - started
     return Contender(
         "faiss flat", [("exact", lambda q: index.search(q, K)[1])], seconds, 4 * vectors.shape[1]
@@ -206,8 +212,8 @@ def faiss_hnsw(vectors: np.ndarray, out: Path, construction: int) -> Contender:
         started = time.perf_counter()
         index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = construction
-        for start in range(0, len(vectors), 65_536):
-            index.add(unit(vectors[start : start + 65_536]))
+        for _, part in blocks(vectors):
+            index.add(part)
         seconds = time.perf_counter() - started
         faiss.write_index(index, str(file))
         file.with_suffix(".json").write_text(json.dumps(seconds))
@@ -235,8 +241,7 @@ def usearch(vectors: np.ndarray, out: Path, dtype: str, threads: int) -> Contend
     index = Index(ndim=vectors.shape[1], metric="ip", dtype=dtype, connectivity=32)
     started = time.perf_counter()
     if not file.exists():
-        for start in range(0, len(vectors), 65_536):
-            part = unit(vectors[start : start + 65_536])
+        for start, part in blocks(vectors):
             index.add(np.arange(start, start + len(part)), part, threads=threads)
         seconds = time.perf_counter() - started
         index.save(str(file))

@@ -38,26 +38,33 @@ def graphs(tiny):
     return made
 
 
-def samples_of(kind, tiny, request):
-    """Prepared pictures of a catalogue, the first CALIBRATION of the rendered ones left out."""
-    spec, tokenizer = tiny.preprocessing, tiny.tokenizer
-    if kind == "rendered":
-        made = load_samples(spec, tokenizer, PICTURES + CALIBRATION, None)
-        return made.part(slice(CALIBRATION, None))
-    folder = request.getfixturevalue("shared_data") / "grocery" / "standard"
-    return load_samples(spec, tokenizer, PICTURES, folder)
+@pytest.fixture(scope="module")
+def rendered(tiny):
+    """Rendered pictures that were not calibrated on, and what float32 gives for them."""
+    made = load_samples(tiny.preprocessing, tiny.tokenizer, PICTURES + CALIBRATION, None)
+    return with_reference(tiny, made.part(slice(CALIBRATION, None)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["rendered", pytest.param("grocery", marks=pytest.mark.data)])
-def test_recall_stays(kind, tiny, graphs, request):
-    samples = samples_of(kind, tiny, request)
-    expected = {
+@pytest.fixture(scope="module")
+def grocery(tiny, shared_data):
+    """Real photos, and what float32 gives for them."""
+    folder = shared_data / "grocery" / "standard"
+    return with_reference(tiny, load_samples(tiny.preprocessing, tiny.tokenizer, PICTURES, folder))
+
+
+def with_reference(tiny, samples):
+    return samples, {
         tower: encode_in_batches(
             OnnxRunner(tiny.onnx(tower, "fp32"), tower, "fp32", 2).run, getattr(samples, tower), 16
         )
         for tower in TOWERS
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rendered", pytest.param("grocery", marks=pytest.mark.data)])
+def test_recall_stays(kind, graphs, request):
+    samples, expected = request.getfixturevalue(kind)
     for precision in ("fp16", "bf16", "int8"):
         found = {
             tower: encode_in_batches(
@@ -72,15 +79,9 @@ def test_recall_stays(kind, tiny, graphs, request):
 
 
 @pytest.mark.slow
-def test_a_coarse_quantisation_is_refused(tiny, graphs, request):
+def test_a_coarse_quantisation_is_refused(rendered):
     """The same check on the same pictures, a query's embedding in steps of its largest value."""
-    samples = samples_of("rendered", tiny, request)
-    expected = {
-        tower: encode_in_batches(
-            OnnxRunner(tiny.onnx(tower, "fp32"), tower, "fp32", 2).run, getattr(samples, tower), 16
-        )
-        for tower in TOWERS
-    }
+    samples, expected = rendered
     steps = np.abs(expected["query"]["embedding"]).max()
     coarse = np.round(expected["query"]["embedding"] / steps) * steps
     recall = measure_recall(samples, expected, {**expected, "query": {"embedding": coarse}})

@@ -45,6 +45,12 @@ def vectors(count: int, seed: int = 0) -> np.ndarray:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
+def as_stored(values: np.ndarray, dtype: type = np.float32) -> np.ndarray:
+    """Rounded to float16, and of length 1 again."""
+    rounded = values.astype(np.float16).astype(dtype)
+    return rounded / np.linalg.norm(rounded, axis=1, keepdims=True)
+
+
 def records(first: int, values: np.ndarray) -> list[Record]:
     grid = np.ones((1, 1), np.float32)
     return [
@@ -66,8 +72,7 @@ def numbers(matches: list) -> list[int]:
 def recall(collection: Collection, held: dict[int, np.ndarray], queries: np.ndarray) -> float:
     """Of the 10 nearest; every result must be stored, once, with its exact score."""
     names, matrix = np.array(list(held)), np.stack(list(held.values()))
-    matrix = matrix.astype(np.float16).astype(np.float32)
-    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    matrix = as_stored(matrix)
     hits = 0
     for query, found in zip(queries, collection.search(queries, 10), strict=True):
         scores = matrix @ query
@@ -235,9 +240,7 @@ def test_few_lists_come_from_the_graph_and_many_from_all_centres(
 
 def exact(values: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Internal ids, which count from 1, of the 10 best by all vectors as they are stored."""
-    stored = values.astype(np.float16).astype(np.float32)
-    stored /= np.linalg.norm(stored, axis=1, keepdims=True)
-    return np.argsort(-(queries @ stored.T), axis=1, kind="stable")[:, :10] + 1
+    return np.argsort(-(queries @ as_stored(values).T), axis=1, kind="stable")[:, :10] + 1
 
 
 def test_a_filter_after_another_and_after_a_write(
@@ -288,8 +291,7 @@ def test_candidates_are_ranked_exactly(
         queries = vectors(8, seed=6)
         queries[0] = values[7]
         scores, found = refined(rows, queries, candidates, 10)
-        stored = values[there].astype(np.float16).astype(np.float64)
-        stored /= np.linalg.norm(stored, axis=1, keepdims=True)
+        stored = as_stored(values[there], np.float64)
         for query, line, row, own in zip(queries, candidates, found, scores, strict=True):
             known = np.unique(line[line >= 0])
             right = stored[np.searchsorted(ids, known)] @ query.astype(np.float64)
@@ -331,7 +333,7 @@ def test_an_interrupted_copy_of_the_vectors_goes_on(
         np.testing.assert_array_equal(again.stored(ids), expected)
 
 
-def test_no_items_no_index(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_items_no_index(path: Path) -> None:
     """Nothing stored, or nothing left: building says so, and closing works."""
     with contextlib.closing(create(path)) as collection:
         with pytest.raises(InputError, match="0 items are too few"):

@@ -35,7 +35,7 @@ def matching(term: Group, read: Read, everything: Callable[[], np.ndarray]) -> n
             found = _part(part, read, everything)
         else:
             others = _part(part, read, lambda held=found: held)
-            found = np.intersect1d(found, others, assume_unique=True)
+            found = found[np.isin(found, others, assume_unique=True)]
         if not len(found):
             break
     return everything() if found is None else found
@@ -45,7 +45,10 @@ def _part(part: Condition | Group, read: Read, everything: Callable[[], np.ndarr
     if isinstance(part, Group):
         return matching(part, read, everything)
     holding = _holding(*part, read)
-    return np.setdiff1d(everything(), holding, True) if _negated(part) else holding
+    if not _negated(part):
+        return holding
+    others = everything()
+    return others[np.isin(others, holding, assume_unique=True, invert=True)]
 
 
 def _negated(part: Condition) -> bool:

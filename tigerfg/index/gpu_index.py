@@ -157,11 +157,12 @@ class GpuIndex:
         kept = ids >= 0
         kept &= mask[np.where(kept, ids, 0)]
         ids = np.where(kept, ids, -1)
-        scores = np.where(kept, scores, -np.inf).astype(np.float32) / self._lengths[ids]
         if self._factor > 1:
             scores, ids = refined(self._rows, queries, ids, k)
-        order = np.lexsort((ids, -scores), axis=1)[:, :k]
-        scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+        else:
+            scores = np.where(kept, scores, -np.inf).astype(np.float32) / self._lengths[ids]
+            order = np.lexsort((ids, -scores), axis=1)[:, :k]
+            scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
         short = np.flatnonzero((ids < 0).any(axis=1))
         if len(short):
             scores[short], ids[short] = self._cpu.search(queries[short], k, allowed)

@@ -191,14 +191,12 @@ class IvfIndex:
             if self._packed is None and self._dead:
                 self._packed = np.packbits(self._live, bitorder="little")
             return self._packed if self._dead else None
-        if self._filtered is None or self._filtered[0] is not allowed:
+        last = self._filtered
+        if last is None or last[0] is not allowed or allowed.flags.writeable:
             mask = np.zeros_like(self._live)
             mask[allowed] = True
-            self._filtered = allowed, np.packbits(mask, bitorder="little")
-        found = self._filtered[1]
-        if allowed.flags.writeable:  # it may be another next time
-            self._filtered = None
-        return found
+            last = self._filtered = allowed, np.packbits(mask, bitorder="little")
+        return last[1]
 
 
 def _centres_behind(faiss: Any, ivf: Any) -> Any:
@@ -207,7 +205,7 @@ def _centres_behind(faiss: Any, ivf: Any) -> Any:
     return faiss.downcast_index(centres.storage) if isinstance(centres, faiss.IndexHNSW) else None
 
 
-def search_parameters(index: Any, nprobe: int, bits: np.ndarray | None = None) -> Any:
+def search_parameters(index: Any, nprobe: int, bits: np.ndarray | None) -> Any:
     """faiss parameters of an IVF index, perhaps behind a linear transform."""
     faiss = import_faiss()
     options: dict[str, Any] = {"nprobe": nprobe}
