@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,9 @@ def encode_on_cluster(
     except ImportError as error:
         raise MissingExtraError("encoding on a cluster", "ray[data]", "ray") from error
 
+    # Ray Data's collector of usage would stay in this process for ever, asking for a Prometheus on
+    # this host; the tracebacks it logs break `ast` in other threads of Python 3.11 (SystemError).
+    os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
     own = not ray.is_initialized()
     try:
         if own:
