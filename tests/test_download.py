@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
@@ -29,6 +30,10 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.asked = folder, Counter[str]()
         self.lock, self.open, self.most = threading.Lock(), 0, 0
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that had enough hung up
+            super().handle_error(request, client_address)
 
     def address(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
