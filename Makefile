@@ -6,7 +6,7 @@ RESULTS_DIR ?= bench/results
 # setuptools warns about every editable install with mapped packages: not the user's business
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-milvus lint bench engines gpu claim bundle clean
+.PHONY: demo test test-milvus lint bench engines gpu claim bundle bundle-lite clean
 
 # What serving needs: no torch.
 $(VENV)/.cpu: pyproject.toml
@@ -59,6 +59,15 @@ bundle: $(VENV)/.dev  ## train the shipped tiny model from nothing, export it (C
 	$(BIN)/tigerfg train --preset tiny --config bench/recipes/tiny_last.json --data $(PHOTOS) \
 		--init runs/tiny/checkpoint --out runs/tiny-last
 	$(BIN)/tigerfg-export --ckpt runs/tiny-last/checkpoint --out tigerfg/bundles/tiny --engine none
+
+bundle-lite: $(VENV)/.dev  ## train the shipped lite model from the tiny one of `bundle` (CPU: an hour)
+	$(PIP) --editable ".[lite]"
+	$(BIN)/python bench/lite_start.py runs/tiny-last/checkpoint runs/lite-start
+	$(BIN)/tigerfg train --preset lite --config bench/recipes/lite.json --data $(PHOTOS) \
+		--init runs/lite-start --out runs/lite
+	$(BIN)/tigerfg train --preset lite --config bench/recipes/lite_last.json --data $(PHOTOS) \
+		--init runs/lite/checkpoint --out runs/lite-last
+	$(BIN)/tigerfg-export --ckpt runs/lite-last/checkpoint --out tigerfg/bundles/lite --engine none --fp16
 
 clean:
 	rm -rf $(VENV) .venv-milvus demo build .pytest_cache .ruff_cache

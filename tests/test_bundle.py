@@ -109,19 +109,19 @@ def test_unknown_tower(folder):
 
 def test_a_shipped_name_comes_before_a_directory_of_that_name(folder, tmp_path, monkeypatch):
     shipped = tmp_path / "shipped"
-    shutil.copytree(folder, shipped / "tiny")
+    shutil.copytree(folder, shipped / "lite")
     (shipped / "__pycache__").mkdir()
     monkeypatch.setattr(module, "_SHIPPED", shipped)
     monkeypatch.chdir(tmp_path)
-    assert Bundle.open().path == shipped / "tiny"
-    with pytest.raises(BundleError, match=r"huge: no such bundle .*\(shipped: tiny\)"):
+    assert Bundle.open().path == shipped / "lite"
+    with pytest.raises(BundleError, match=r"huge: no such bundle .*\(shipped: lite\)"):
         Bundle.open("huge")
     with pytest.raises(BundleError, match="no such bundle directory"):
         Bundle.open("../shipped/../gone")
-    shutil.copytree(folder, tmp_path / "tiny")
-    # a directory that happens to be called so must not take over every catalogue made with "tiny"
-    assert Bundle.open("tiny").path == shipped / "tiny"
-    assert Bundle.open("./tiny").path.resolve() == tmp_path / "tiny"
+    shutil.copytree(folder, tmp_path / "lite")
+    # a directory that happens to be called so must not take over every catalogue made with "lite"
+    assert Bundle.open("lite").path == shipped / "lite"
+    assert Bundle.open("./lite").path.resolve() == tmp_path / "lite"
 
 
 def test_not_a_bundle(tmp_path):

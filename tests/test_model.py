@@ -292,7 +292,7 @@ def test_base_has_the_query_side_of_the_paper():
 def test_tiny_is_small():
     model = TigerFG(preset("tiny"))
     assert count_parameters(model) < 4_000_000
-    with pytest.raises(InputError, match="choose tiny, small or base"):
+    with pytest.raises(InputError, match="choose tiny, small, lite or base"):
         preset("huge")
 
 

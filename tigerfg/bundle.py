@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tigerfg.text import TextTokenizer
 
 BUNDLE_FORMAT = 1
+DEFAULT_MODEL = "lite"  # of the bundles that are shipped
 TOWERS = ("query", "item")
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -55,7 +56,7 @@ class Bundle:
         self.preprocessing = preprocessing
 
     @classmethod
-    def open(cls, path_or_name: str | os.PathLike = "tiny") -> Bundle:
+    def open(cls, path_or_name: str | os.PathLike = DEFAULT_MODEL) -> Bundle:
         """Open a bundle directory, or a bundle shipped with tigerfg by its name.
 
         Checks the manifest and that every file is there with its recorded size; `verify` checks

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tigerfg.bundle import Bundle
+from tigerfg.bundle import DEFAULT_MODEL, Bundle
 from tigerfg.catalog_model import Model, as_bundle, open_with_model, recorded_name
 from tigerfg.download import FetchLimits
 from tigerfg.errors import CatalogError, InputError
@@ -61,7 +61,7 @@ class Searcher(CatalogReader):
     def create(
         cls,
         path: Place,
-        model: Model = "tiny",
+        model: Model = DEFAULT_MODEL,
         engine: str | Engine = "auto",
         precision: str = "auto",
         threads: int | None = None,

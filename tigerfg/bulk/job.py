@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from tigerfg.bulk.storage import Storage
-from tigerfg.bundle import Bundle
+from tigerfg.bundle import DEFAULT_MODEL, Bundle
 from tigerfg.errors import InputError
 
 FORMAT = 1
@@ -68,7 +68,7 @@ def plan_job(
     items: Sequence[str | os.PathLike],
     out: str | os.PathLike,
     *,
-    model: str | os.PathLike = "tiny",
+    model: str | os.PathLike = DEFAULT_MODEL,
     engine: str = "onnx",
     precision: str = "fp32",
     batch_size: int = 32,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.cli import options
 from tigerfg.cli.console import ingest_progress, plural, print_table, progress, shown_path
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from tigerfg.searcher import Hit
 
 LAYOUTS = ("standard", "cluttered")
-IMAGE_SIZE = 256  # twice the item side of the tiny model, enough for the sheet
+IMAGE_SIZE = 256  # more than the item side of the shipped models, enough for the sheet
 SHOWN_PER_LAYOUT = 3
 HITS = 5
 
@@ -27,7 +28,7 @@ def command(
     ] = Path("demo"),
     n: Annotated[int, typer.Option("--n", min=10, help="Number of products.")] = 400,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Other products.")] = 2026,
-    model: options.Model = "tiny",
+    model: options.Model = DEFAULT_MODEL,
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,

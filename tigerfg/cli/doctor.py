@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.cli import options
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ CUDA_NO_DEVICE = 100
 TOWERS = ("query", "item")
 
 
-def command(model: options.Model = "tiny", threads: options.Threads = None) -> None:
+def command(model: options.Model = DEFAULT_MODEL, threads: options.Threads = None) -> None:
     """Show versions, processor, GPU, engines and the engine chosen for a model."""
     from tigerfg.bundle import Bundle
     from tigerfg.errors import TigerfgError

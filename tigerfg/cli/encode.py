@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.cli import options
 from tigerfg.cli.console import progress, say, shown_path
 
@@ -19,7 +20,7 @@ def command(
         list[str], typer.Argument(metavar="ITEMS...", help="Parquet files or directories of them.")
     ],
     out: Annotated[str, typer.Option("--out", help="Directory or address (s3://...) of results.")],
-    model: options.Model = "tiny",
+    model: options.Model = DEFAULT_MODEL,
     ray: Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster.")] = False,
     address: Annotated[
         str | None, typer.Option("--address", help="Of the cluster; else RAY_ADDRESS, or here.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.cli import options
 from tigerfg.cli.console import progress, shown_path
 from tigerfg.cli.eval_output import Found, Output, finish
@@ -48,7 +49,7 @@ def command(
             "--model",
             help="Model bundle: a directory, or the name of a shipped one; repeat for more rows.",
         ),
-    ] = ["tiny"],  # noqa: B006 - typer reads the default, nobody changes it
+    ] = [DEFAULT_MODEL],  # noqa: B006 - typer reads the default, nobody changes it
     mode: Annotated[
         list[str],
         typer.Option(

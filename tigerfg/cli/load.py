@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.cli import options
 from tigerfg.cli.console import plural, progress, say, shown_path
 
@@ -15,7 +16,7 @@ SHOWN = 5
 def command(
     vectors: Annotated[str, typer.Argument(metavar="VECTORS", help="What `encode` wrote to.")],
     catalog: options.Catalog = "catalog",
-    model: options.Model = "tiny",
+    model: options.Model = DEFAULT_MODEL,
     upsert: Annotated[
         bool, typer.Option("--upsert", help="Replace items that changed instead of refusing them.")
     ] = False,

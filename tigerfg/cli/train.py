@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(
     out: Annotated[Path, typer.Option("--out", file_okay=False, help="The run's directory.")],
     preset: Annotated[
-        str, typer.Option("--preset", help="Model preset: tiny, small or base.")
+        str, typer.Option("--preset", help="Model preset: tiny, small, lite or base.")
     ] = "tiny",
     config: Annotated[
         Path | None,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tigerfg.errors import InputError
 from tigerfg.model.config import VisionConfig
 from tigerfg.model.huggingface import load_encoder
+from tigerfg.model.lite import LiteBackbone
 
 
 class ConvBlock(nn.Module):
@@ -81,7 +82,9 @@ class HuggingFaceBackbone(nn.Module):
 
 
 def build_backbone(config: VisionConfig, pretrained: bool = False) -> nn.Module:
-    """The backbone that `config` names; `pretrained` loads Hugging Face weights from its name."""
+    """The backbone that `config` names; `pretrained` loads its published weights."""
     if config.type == "conv":
         return ConvBackbone(config)
+    if config.type == "lite":
+        return LiteBackbone(config, pretrained)
     return HuggingFaceBackbone(config, pretrained)

@@ -12,18 +12,20 @@ from tigerfg.levels import level_sides
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Patch backbone. `conv`: our small convolutional tower. `hf`: a Hugging Face vision model.
+    """Patch backbone. `conv`: our small convolutional tower. `lite`: EfficientNet-Lite0, whose
+    ImageNet weights are loaded with `pretrained=True`. `hf`: a Hugging Face vision model.
 
     For `hf`, `name` is a local directory or hub id whose weights are loaded when a model is made
     with `pretrained=True`; `hf_config` is that model's configuration (with `model_type`), so
     that a checkpoint can be rebuilt without the source.
     """
 
-    type: Literal["conv", "hf"] = "conv"
+    type: Literal["conv", "lite", "hf"] = "conv"
     width: int = 160
     depth: int = 6
     kernel: int = 5
@@ -191,6 +193,7 @@ DINOV3_VITB16: dict[str, Any] = {
 
 def preset(name: str) -> ModelConfig:
     """`tiny`: trains on two CPU cores, 1.9M parameters. `small`: the same form, wider, for a GPU.
+    `lite`: EfficientNet-Lite0 at 96 and 192 px, to be trained from its ImageNet weights.
     `base`: DINOv3 ViT-B/16 at 224 px (85.7M query side)."""
     if name == "tiny":
         return ModelConfig(vision=VisionConfig(kernel=3), item_levels=2)
@@ -201,6 +204,17 @@ def preset(name: str) -> ModelConfig:
             text=TextConfig(width=256, depth=4, heads=8),
             grounding=GroundingConfig(heads=10),
             item_levels=2,
+        )
+    if name == "lite":
+        return ModelConfig(
+            name="lite",
+            vision=VisionConfig(type="lite", width=320, patch=16),
+            grounding=GroundingConfig(heads=10),
+            query_size=96,
+            item_size=192,
+            item_levels=2,
+            mean=LITE_MEAN,
+            std=LITE_STD,
         )
     if name == "base":
         return ModelConfig(
@@ -217,4 +231,4 @@ def preset(name: str) -> ModelConfig:
             query_size=224,
             item_size=224,
         )
-    raise InputError(f"preset: {name!r} is unknown; choose tiny, small or base")
+    raise InputError(f"preset: {name!r} is unknown; choose tiny, small, lite or base")

@@ -14,11 +14,13 @@ from tigerfg.training.config import LossWeights
 from tigerfg.training.journal import LOG
 
 if TYPE_CHECKING:
+    from tigerfg.model.config import VisionConfig
     from tigerfg.training.config import Stage, TrainConfig
     from tigerfg.training.state import Progress
 
 HELD_OUT = 512  # rendered products for validation, at most
 CARD = "MODEL_CARD.md"
+LITE = "EfficientNet-Lite0 backbone, its stem and first blocks as ImageNet left them"
 
 TEMPLATE = """# Model card: {name}
 
@@ -76,9 +78,7 @@ def write_card(config: TrainConfig, progress: Progress, ranks: int) -> None:
     fields: dict[str, Any] = {
         "name": model.name,
         "dim": model.embedding_dim,
-        "vision": f"{model.vision.type} backbone with {model.vision.depth} blocks"
-        if model.vision.type == "conv"
-        else f"backbone {model.vision.name}",
+        "vision": _vision(model.vision),
         "patch": model.vision.patch,
         "width": model.vision.width,
         "query_size": model.query_size,
@@ -109,6 +109,12 @@ def write_card(config: TrainConfig, progress: Progress, ranks: int) -> None:
     shutil.copyfile(out / LOG, out / "checkpoint" / LOG)
 
 
+def _vision(vision: VisionConfig) -> str:
+    if vision.type == "conv":
+        return f"conv backbone with {vision.depth} blocks"
+    return LITE if vision.type == "lite" else f"backbone {vision.name}"
+
+
 def _data(config: TrainConfig, progress: Progress) -> dict[str, str]:
     rendered = (
         f"{config.products} procedurally rendered products (seed {config.product_seed}; "
@@ -127,6 +133,8 @@ def _data(config: TrainConfig, progress: Progress) -> dict[str, str]:
         start = f"Starts from the checkpoint `{config.init.name}` (seed {config.seed})."
     elif config.pretrained:
         names = [part.name for part in (config.model.vision, config.model.text) if part.name]
+        if config.model.vision.type == "lite":
+            names.insert(0, "the ImageNet weights of EfficientNet-Lite0")
         start = f"Starts from {' and '.join(names)} (seed {config.seed})."
     counts = ", ".join(f"{reason}: {n}" for reason, n in sorted(progress.skipped.items()))
     skipped = f"Left out because they cannot be used: {counts or 'none'}."

@@ -78,7 +78,8 @@ class TrainConfig:
         shards: a suite's directory of training shards, used in place of rendered products.
         photo_share: share of a batch that is real photos.
         init: checkpoint to start from (with its tokenizer), or None.
-        pretrained: load the Hugging Face encoders' weights from their `name`.
+        pretrained: load the published weights of the encoders: of `lite`, or by `name` of Hugging
+            Face's.
         seed: of weights, batches and augmentation. threads: CPU threads, None for all.
         workers: processes that make batches ahead; None: on a GPU as many as there are cores to
             spare, at most 12, on the CPU none. The batches are the same.
@@ -132,6 +133,11 @@ class TrainConfig:
                 raise InputError(
                     f"{name}: {getattr(self, name)!r} is unknown; choose {', '.join(choices)}"
                 )
+        if self.model.vision.type == "lite" and not self.pretrained and self.init is None:
+            raise InputError(
+                "pretrained: the lite backbone keeps its first blocks as they are; start from its "
+                "published weights ('pretrained': true) or from a checkpoint (init)"
+            )
         if self.micro_batch is not None and self.micro_batch < 1:
             raise InputError(f"micro_batch: {self.micro_batch}; give at least 1 row")
         if self.workers is not None and self.workers < 0:

@@ -1,0 +1,26 @@
+"""What `lite` is trained from: an ImageNet backbone with the text encoder of a trained `tiny`.
+
+python bench/lite_start.py TINY_CHECKPOINT OUT     (make bundle-lite)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from tigerfg.model import TigerFG, load_checkpoint, save_checkpoint
+from tigerfg.model.checkpoint import TOKENIZER
+from tigerfg.model.config import preset
+
+
+def main(tiny: Path, out: Path) -> None:
+    torch.manual_seed(0)  # the head and the grounding
+    model = TigerFG(preset("lite"), pretrained=True)
+    model.text.load_state_dict(load_checkpoint(tiny).text.state_dict())
+    save_checkpoint(model, tiny / TOKENIZER, out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
