@@ -313,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--recipe", choices=RECIPES, default="short", help="how long to train")
     parser.add_argument("--train-only", action="store_true", help="evaluate in a later call")
-    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--preset", choices=("tiny", "small", "base"), default="tiny")
     parser.add_argument("--products", type=int, default=10_000, help="rendered, to train on")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "claim")

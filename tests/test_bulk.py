@@ -235,6 +235,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert storage.read("a") == b"old"
 
 
+def test_a_new_catalogue_takes_the_model_of_the_vectors(items, tmp_path):
+    encode(items, tmp_path / "vectors", model="tiny", **ENGINE)
+    shop = tmp_path / "shop"
+    command = [*CLI, "load", str(tmp_path / "vectors"), "--catalog", str(shop)]
+    for said in ("32 added", "32 unchanged"):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, said in done.stdout) == (0, True), done
+    with Searcher.open(shop, read_only=True) as searcher:
+        assert searcher.model.name == "tiny"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # 20 s on free cores; five processes of Ray start slowly on busy ones
 def test_a_killed_node_costs_only_its_units(tmp_path, monkeypatch):

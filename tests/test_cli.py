@@ -47,7 +47,7 @@ def assert_one_line(result: Result, code: int, *words: str) -> None:
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Eight items and as many queries; model and engine are fake: same picture, score 1."""
-    monkeypatch.setattr(Bundle, "open", classmethod(lambda cls, name="tiny": FakeBundle()))
+    monkeypatch.setattr(Bundle, "open", classmethod(lambda cls, name=None: FakeBundle()))
     monkeypatch.setattr("tigerfg.engines.open_engine", lambda *a, **k: FakeEngine())
     monkeypatch.chdir(tmp_path)
     items, queries = [], []

@@ -98,8 +98,9 @@ def test_unknown_shapes_are_refused(tmp_path):
         graph_flops(file)
 
 
-def test_the_shipped_bundle():
-    found = count_flops(Bundle.open("tiny"))
+@pytest.mark.parametrize("name", ["tiny", "lite"])
+def test_shipped_bundles(name):
+    found = count_flops(Bundle.open(name))
     # the item picture has four times the query's patches, and a text besides
     assert found.item > 4 * found.query > 0
     assert "tokens" in found.note

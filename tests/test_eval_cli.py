@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tigerfg.benchmark.render import write_catalog
+from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.cli import app as cli
 
 
@@ -72,7 +73,9 @@ def test_every_output_in_one_command(catalogue, tmp_path):
         assert recalls[-1] == entry["overall"]["recall"]["1"]
         low, high = entry["overall"]["intervals"]["recall@1"]
         assert low <= recalls[-1] <= high
-        assert entry["comparison"] is None or entry["comparison"]["against"] == "tiny item"
+        assert (
+            entry["comparison"] is None or entry["comparison"]["against"] == f"{DEFAULT_MODEL} item"
+        )
     assert [entry["comparison"] is None for entry in results] == [True, False, False] * 2
     assert results[3]["grounding"]["items"] == 12
     text = (tmp_path / "r.md").read_text()

@@ -1,4 +1,4 @@
-"""What a precision costs in Recall@1: the shipped model on rendered products and on real photos."""
+"""What a precision costs in Recall@1: `tiny` on rendered products and on real photos."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def graphs(tiny):
-    """(tower, precision) -> typed graph of the shipped model, calibrated on rendered pictures."""
+    """(tower, precision) -> typed graph of `tiny`, calibrated on rendered pictures."""
     calibration = load_samples(tiny.preprocessing, tiny.tokenizer, CALIBRATION, None)
     made = {}
     for tower in TOWERS:

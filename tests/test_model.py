@@ -415,7 +415,7 @@ def test_damaged_checkpoints_are_named(small_checkpoint, tmp_path):
 
 
 def test_config_survives_json():
-    for config in (CONV, HF, preset("tiny"), preset("base")):
+    for config in (CONV, HF, preset("tiny"), preset("lite"), preset("base")):
         assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert ModelConfig().text == TextConfig()
     older = ModelConfig().to_dict()  # as the first checkpoints were written

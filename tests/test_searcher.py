@@ -17,6 +17,7 @@ from fakes import DIM, FakeBundle, FakeEngine, picture, save_picture
 from milvus_places import PLACES, new_place
 from PIL import Image
 
+from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.errors import BundleError, CatalogError, InputError
 from tigerfg.records import Item, Rejected
 from tigerfg.searcher import Searcher
@@ -347,6 +348,14 @@ def test_open_again(place, engine):
         assert len(searcher) == 2
     with pytest.raises(CatalogError, match="already"):
         Searcher.create(path, FakeBundle())
+
+
+def test_an_existing_catalogue_keeps_its_model(tmp_path):
+    Searcher.create(tmp_path / "old", "tiny").close()
+    with Searcher.create(tmp_path / "old", exist_ok=True) as searcher:
+        assert searcher.model.name == "tiny"
+    with Searcher.create(tmp_path / "new", exist_ok=True) as searcher:
+        assert searcher.model.name == DEFAULT_MODEL
 
 
 def test_another_model_is_refused(place, tmp_path):

@@ -61,7 +61,7 @@ class Searcher(CatalogReader):
     def create(
         cls,
         path: Place,
-        model: Model = DEFAULT_MODEL,
+        model: Model | None = None,
         engine: str | Engine = "auto",
         precision: str = "auto",
         threads: int | None = None,
@@ -76,7 +76,8 @@ class Searcher(CatalogReader):
         Args:
             path: the catalogue's directory, or where it is in Milvus:
                 ``milvus://[user:password@]host[:port]/collection``, see `MilvusAddress`.
-            model: a bundle, its directory, or the name of one that comes with tigerfg.
+            model: a bundle, its directory, or the name of one that comes with tigerfg; None for
+                "lite", or, of a catalogue that is there already, for the one it was made with.
             engine, precision, threads: as `tigerfg.engines.open_engine` takes them, or an engine
                 that is open already (the caller closes it).
             exist_ok: open a catalogue that is there already instead of raising.
@@ -96,6 +97,7 @@ class Searcher(CatalogReader):
                 path, model, engine=engine, precision=precision, threads=threads, gpu=gpu
             )
         settings = IndexSettings(index, target_recall, memory_budget)
+        model = DEFAULT_MODEL if model is None else model
         bundle = as_bundle(model)
         collection = create_collection(
             path,

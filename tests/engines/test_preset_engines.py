@@ -25,16 +25,17 @@ from tigerfg.model.config import preset
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: no builder")
 
 SMS = (80, 89, 120)
+NAMES = ("tiny", "lite", "base")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
-    return {name: TigerFG(preset(name)).eval().requires_grad_(False) for name in ("tiny", "base")}
+    return {name: TigerFG(preset(name)).eval().requires_grad_(False) for name in NAMES}
 
 
-@pytest.fixture(scope="module", params=["tiny-query", "tiny-item", "base-query", "base-item"])
+@pytest.fixture(scope="module", params=[f"{name}-{tower}" for name in NAMES for tower in INPUTS])
 def traced(request, models):
     """Name, tower, model, float32 graph, and two pictures that ranges are taken from."""
     name, tower = request.param.split("-")

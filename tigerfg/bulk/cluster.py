@@ -56,6 +56,8 @@ def encode_on_cluster(
 ) -> None:
     """Do the missing units of a job.
 
+    Turns off Ray Data's collection of usage in this process (RAY_DATA_USAGE_DISABLED).
+
     Raises:
         MissingExtraError: Ray is not installed.
         TigerfgError: no cluster there, an actor cannot start, or a whole round did no unit.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.cli import options
 from tigerfg.cli.console import ingest_progress, plural, say, shown_path
 
@@ -28,7 +27,7 @@ def command(
         ),
     ],
     catalog: options.Catalog = "catalog",
-    model: options.Model = DEFAULT_MODEL,
+    model: options.NewModel = None,
     upsert: Annotated[
         bool, typer.Option("--upsert", help="Replace items that changed instead of refusing them.")
     ] = False,

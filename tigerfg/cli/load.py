@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.cli import options
 from tigerfg.cli.console import plural, progress, say, shown_path
 
@@ -16,7 +15,10 @@ SHOWN = 5
 def command(
     vectors: Annotated[str, typer.Argument(metavar="VECTORS", help="What `encode` wrote to.")],
     catalog: options.Catalog = "catalog",
-    model: options.Model = DEFAULT_MODEL,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Of a new catalogue: the model's bundle, if it has moved."),
+    ] = None,
     upsert: Annotated[
         bool, typer.Option("--upsert", help="Replace items that changed instead of refusing them.")
     ] = False,
@@ -25,8 +27,13 @@ def command(
 
     Items that are there already, unchanged, are skipped, so an interrupted run is simply repeated.
     """
+    from tigerfg.bulk.job import read_manifest
+    from tigerfg.bulk.storage import Storage
+    from tigerfg.index.places import holds_catalog
     from tigerfg.searcher import Searcher
 
+    if model is None and not holds_catalog(catalog):
+        model = read_manifest(Storage(vectors))["model"]
     with Searcher.create(catalog, model=model, exist_ok=True) as searcher:
         with progress("loading") as advance:
             report = searcher.load(

@@ -13,6 +13,14 @@ Catalog = Annotated[
 Model = Annotated[
     str, typer.Option("--model", help="Model bundle: a directory, or the name of a shipped one.")
 ]
+NewModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Model bundle: a directory, or the name of a shipped one. Without: the one that an "
+        "existing catalogue was made with, lite for a new one.",
+    ),
+]
 MovedModel = Annotated[
     str | None,
     typer.Option("--model", help="Bundle, where it is no longer where the catalogue says."),
