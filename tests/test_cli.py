@@ -510,6 +510,11 @@ def test_stats(shop: Path) -> None:
     facts = json.loads(run("stats", "--json").stdout)
     assert facts["kind"] == facts["index"] == "IVF1,RaBitQ"
     assert (facts["items"], facts["nprobe"], len(facts["curve"]) > 0) == (8, 1, True)
+    assert run("stats", "--queries", "queries.jsonl").exit_code == 2
+    result = run("stats", "--build", "--queries", "queries.jsonl")
+    assert "measured when it was built with 8 sample queries" in " ".join(result.stdout.split())
+    result = run("stats", "--build")  # they are kept
+    assert "with 8 sample queries" in " ".join(result.stdout.split())
     assert_one_line(
         run("index", "--items", "items.jsonl", "--catalog", "new", "--index", ""), 1, "index ''"
     )

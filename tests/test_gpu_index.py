@@ -140,6 +140,13 @@ def test_results_are_those_of_exact_search(store, make, replicate):
         assert index.recall >= 0.95
         assert check(index, exact) >= LEAST
         assert check(index, exact, k=1) >= LEAST
+        by_items = index.nprobe
+    centres = vectors_of(3000)[:60].reshape(2, 30, DIM).sum(axis=0)  # between two clusters
+    store.keep_queries(centres / np.linalg.norm(centres, axis=1, keepdims=True))
+    with store.snapshot():
+        by_queries = GpuIndex(make(), store, exact, 0.95, replicate)
+        assert by_queries.recall >= 0.95
+        assert by_queries.nprobe > by_items
     store.delete([f"i{n}" for n in range(0, 500)])
     put(store, vectors_of(400, seed=3), 5000)
     with store.snapshot():

@@ -22,6 +22,7 @@ from tigerfg.index.build import Point, exact_neighbours, next_nprobe, tune
 from tigerfg.index.collection import Collection
 from tigerfg.index.plan import IndexSettings, list_count
 from tigerfg.index.refine import refined
+from tigerfg.index.snapshot import copy_catalog
 from tigerfg.index.store import Record, Store
 from tigerfg.index.vectors import STAMP_FILE, VectorRows, widened
 
@@ -368,9 +369,6 @@ def test_the_point_that_is_chosen(
     class Index:
         lists = max(recalls)
 
-    class Rows:
-        get = staticmethod(lambda ids: vectors(len(ids)))
-
     def measured(*arguments: object) -> Point:
         *_, nprobe, factor = arguments
         known = max(n for n in recalls if n <= nprobe)
@@ -379,9 +377,63 @@ def test_the_point_that_is_chosen(
     monkeypatch.setattr("tigerfg.index.build.FACTORS", (3,))
     monkeypatch.setattr("tigerfg.index.build.exact_neighbours", lambda *_: None)
     monkeypatch.setattr("tigerfg.index.build._measure", measured)
-    point, curve = tune(Index(), Rows(), np.arange(9), np.arange(9), 0.95)
+    point, curve = tune(Index(), None, np.arange(9), vectors(9), np.arange(9), 0.95)
     assert point.nprobe == chosen
     assert len({p.nprobe for p in curve}) == len(curve)
+
+
+def test_the_target_recall_is_that_of_the_sample_queries(path: Path) -> None:
+    """Items are tight clusters, whose neighbours lie in one list; the queries lie between two."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((200, DIM))
+
+    def unit(values: np.ndarray) -> np.ndarray:
+        return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+    def between(count: int) -> np.ndarray:
+        return unit(centres[rng.integers(0, 200, (count, 2))].sum(axis=1))
+
+    items = unit(centres[rng.integers(0, 200, 6000)] + 0.2 * rng.standard_normal((6000, DIM)))
+    queries = between(200)
+    collection = create(path, IndexSettings("IVF64,SQfp16", 0.95))
+    collection.put(records(0, items))
+    easy = collection.optimize()
+    assert easy.queries == 0
+    hard = collection.optimize(queries)
+    assert hard.queries == 200
+    assert hard.curve[0]["nprobe"] == easy.curve[0]["nprobe"] == 1
+    assert hard.curve[0]["recall"] < easy.curve[0]["recall"] - 0.1
+    assert hard.recall >= 0.95
+    assert hard.nprobe > 1
+    assert recall(collection, dict(enumerate(items)), between(200)) >= 0.93
+    assert collection.optimize().curve[0]["recall"] == hard.curve[0]["recall"]  # they are kept,
+    collection.close()
+    snapshot = path.parent / "copy"
+    copy_catalog(path, snapshot)
+    for place in (path, snapshot):  # by the next process and a copy too,
+        with Reopened(place) as again:
+            assert again.stats().queries == 200
+            again._keeper.build("IVF64,SQfp16")
+            assert again.stats().queries == 200
+    with Reopened(path) as again:  # until they are taken back
+        assert again.optimize(queries[:0]).curve[0]["recall"] == easy.curve[0]["recall"]
+        assert again.stats().queries == 0
+
+
+def test_sample_queries_need_a_writer_and_touch_no_item(path: Path) -> None:
+    collection = create(path, IndexSettings("auto", 0.95))
+    collection.put(records(0, vectors(20)))
+    number = collection._store.number
+    assert collection.optimize(vectors(3, seed=1)).kind == "flat"  # kept for an index to come
+    assert collection._store.number == number
+    assert collection._store.check() == []
+    np.testing.assert_allclose(collection._store.queries(), vectors(3, seed=1), atol=1e-3)
+    with (
+        Reopened(path, read_only=True) as reader,
+        pytest.raises(CatalogError, match="read"),
+    ):
+        reader.optimize(vectors(1))
+    collection.close()
 
 
 def test_halves_are_widened_exactly() -> None:

@@ -244,6 +244,12 @@ def test_optimize_tunes_nprobe_and_the_next_start_knows(kind, tmp_path):
         assert stats.kind.startswith(setting.split(",")[0])
         assert stats.recall >= 0.9
         assert stats.nprobe == stats.curve[-1]["nprobe"]
+        assert stats.queries == 0
+        photos = rng.standard_normal((50, DIM))
+        photos = (photos / np.linalg.norm(photos, axis=1, keepdims=True)).astype(np.float32)
+        stats = collection.optimize(photos)
+        assert stats.queries == 50
+        assert stats.recall >= 0.9
         again = MilvusCollection.open(collection.path)
         assert again.stats().nprobe == stats.nprobe
         again.close()

@@ -19,7 +19,8 @@ from PIL import Image
 
 from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.errors import BundleError, CatalogError, InputError
-from tigerfg.records import Item, Rejected
+from tigerfg.query_sample import query_embeddings
+from tigerfg.records import Item, Query, Rejected
 from tigerfg.searcher import Searcher
 
 
@@ -260,6 +261,10 @@ def test_k_and_empty_catalogue(searcher):
         (lambda s: s.search_batch([picture(1)], on_error="ignore"), "on_error"),
         (lambda s: s.search_embeddings(np.zeros((1, 3), np.float32)), "shape"),
         (lambda s: s.search_embeddings(np.full((1, DIM), np.nan)), "finite"),
+        (lambda s: s.optimize({"query_id": "a", "image": "a.jpg"}), "give a list"),
+        (lambda s: s.optimize(np.zeros((1, 3), np.float32)), "shape"),
+        (lambda s: s.optimize(np.full((1, DIM), np.nan)), "finite"),
+        (lambda s: s.optimize([{"query_id": "a", "image": b"broken"}]), "none of 1 can be used"),
         (lambda s: s.add("items.jsonl"), "read_items"),
         (lambda s: s.add({"item_id": "a", "image": "a.jpg"}), "iterable"),
         (lambda s: s.add([], batch_size=0), "batch_size"),
@@ -283,6 +288,32 @@ def test_bad_photo_in_a_batch(searcher, caplog):
     assert [hits and ids(hits) for hits in results] == [["i1"], None, ["i3"], None]
     assert "query 1 skipped" in caplog.text
     assert searcher.search_batch([b"broken"], on_error="skip") == [None]
+
+
+def test_optimize_takes_sample_photos(searcher, caplog):
+    searcher.add([item(n) for n in range(5)])
+    photos = [
+        Query("a", picture(1)),
+        {"query_id": "b", "image": picture(2), "box": [0, 0, 20, 20]},
+        Query("c", b"broken"),
+        Query("d", None),
+        Rejected("e", "no picture"),
+    ]
+    with caplog.at_level(logging.WARNING, "tigerfg"):
+        assert searcher.optimize(photos).items == 5
+    assert "sample query 'c' left out" in caplog.text
+    assert "sample query 'd' left out" in caplog.text
+    assert searcher.optimize([]).items == searcher.optimize().items == 5
+    assert ids(searcher.search(picture(3), k=1)) == ["i3"]
+
+
+def test_of_many_sample_queries_some_are_taken_evenly():
+    embeddings = np.arange(2500, dtype=np.float64)[:, None] * np.ones(DIM)
+    found = query_embeddings(embeddings, lambda: None, DIM)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found[:, 0], np.arange(0, 2500, 3))
+    assert query_embeddings(embeddings[:1000], lambda: None, DIM).shape == (1000, DIM)
+    assert query_embeddings(iter(()), lambda: None, DIM).shape == (0, DIM)
 
 
 def test_equal_scores_come_in_the_order_of_adding(searcher):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tigerfg.bundle import DEFAULT_MODEL, Bundle
 from tigerfg.catalog_model import Model, as_bundle, open_with_model, recorded_name
 from tigerfg.download import FetchLimits
@@ -21,8 +23,9 @@ from tigerfg.index.plan import IndexSettings
 from tigerfg.index.snapshot import copy_catalog
 from tigerfg.ingest import OnProgress, ingest
 from tigerfg.lazy_encoder import LazyEncoder
+from tigerfg.query_sample import query_embeddings
 from tigerfg.reader import CatalogReader
-from tigerfg.records import Item, Rejected
+from tigerfg.records import Item, Query, Rejected
 from tigerfg.results import AddReport, Hit, SearcherInfo, VerifyReport
 from tigerfg.verify import verify
 
@@ -212,13 +215,28 @@ class Searcher(CatalogReader):
         """Write the index file, so that the next start is quick; items are safe without it."""
         self._collection.flush()
 
-    def optimize(self) -> IndexStats:
+    def optimize(
+        self, queries: Iterable[Query | Mapping[str, Any] | Rejected] | np.ndarray | None = None
+    ) -> IndexStats:
         """Build the index that the catalogue's settings ask for now; see `Collection.optimize`.
 
         It is built by itself in the background when the catalogue has grown or changed enough, and
         when it is closed; call this after a large `add` to search fast at once.
+
+        Args:
+            queries: sample photos, as shoppers take them: `Query` or dict, or embeddings (Q, E) of
+                unit length. The target recall is then that of such photos, not of stored items,
+                which are easier. They are kept with the catalogue (in Milvus, what they gave is)
+                for every index built later; an empty list goes back to stored items.
+
+        Raises:
+            InputError: none of the queries can be used, or the settings cannot be met.
         """
-        return self._collection.optimize()
+        self._collection.require_writer("build an index")
+        if queries is None:
+            return self._collection.optimize()
+        dim = self.model.embedding_dim
+        return self._collection.optimize(query_embeddings(queries, self._get_encoder, dim))
 
     def snapshot(self, path: str | os.PathLike) -> Path:
         """Copy the catalogue, at one state of it, to a new or empty directory; returns that.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,11 +18,25 @@ def command(
     build: Annotated[
         bool, typer.Option("--build", help="Build the index that the settings ask for first.")
     ] = False,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            "--queries",
+            exists=True,
+            help="With --build: sample photos, a queries.jsonl or its directory. The index is "
+            "tuned, now and later, to find the target recall for such photos.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """Show the size of a catalogue, its index, and the recall and speed measured for that."""
     from tigerfg.index.places import open_collection
 
+    if queries is not None:
+        if not build:
+            raise typer.BadParameter("give --build as well", param_hint="--queries")
+        _tune(catalog, queries)
+        build = False  # done
     collection = open_collection(catalog, read_only=not build)
     try:
         stats = collection.optimize() if build else collection.stats()
@@ -41,7 +56,17 @@ def command(
         return
     typer.echo(
         f"index {stats.kind} (asked for: {stats.setting}): recall@10 {stats.recall:.3f}, "
-        f"{stats.ms:.2f} ms a query at nprobe {stats.nprobe}, measured when it was built"
+        f"{stats.ms:.2f} ms a query at nprobe {stats.nprobe}, measured when it was built with "
+        + (plural(stats.queries, "sample query") if stats.queries else "stored items")
     )
     rows = [(p["nprobe"], p["factor"], p["recall"], p["ms"]) for p in stats.curve]
     print_table("", ["nprobe", "candidates a result", "recall@10", "ms a query"], rows)
+
+
+def _tune(catalog: str, queries: Path) -> None:
+    """Build the index for the photos of a queries.jsonl."""
+    from tigerfg.catalog import read_queries
+    from tigerfg.searcher import Searcher
+
+    with Searcher.open(catalog) as searcher:
+        searcher.optimize(read_queries(queries))

@@ -80,11 +80,13 @@ def build(store: Store, factory: str, target_recall: float) -> IvfIndex:
         "curve": [],
     }
     built = IvfIndex(store, rows, Loaded(index, store.number, notes))
-    chosen, curve = tune(built, rows, ids, held_out, target_recall)
+    queries, own = tuning_queries(store, rows, held_out)
+    chosen, curve = tune(built, rows, ids, queries, own, target_recall)
     built.notes |= {
         "nprobe": chosen.nprobe,
         "factor": chosen.factor,
         "imbalance": built.imbalance,
+        "queries": int((own < 0).sum()),
         "recall": chosen.recall,
         "ms": chosen.ms,
         "curve": [point._asdict() for point in curve],
@@ -106,20 +108,43 @@ def build(store: Store, factory: str, target_recall: float) -> IvfIndex:
     return built
 
 
+def tuning_queries(
+    store: Store, rows: VectorRows, items: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What an index is tuned with: the sample queries of the catalogue, else stored items.
+
+    Photos lie further from the items than items do from each other, so that an index which finds
+    .95 of an item's neighbours may find less of a photo's.
+
+    Returns:
+        Queries (Q, E) float32, and the internal ids (Q,) of the items that they are, which are no
+        results of theirs; -1 for a sample query.
+    """
+    queries = store.queries()
+    if len(queries):
+        return queries, np.full(len(queries), -1, np.int64)
+    return rows.get(items), items
+
+
 def tune(
-    index: IvfIndex, rows: VectorRows, ids: np.ndarray, held_out: np.ndarray, target: float
+    index: IvfIndex,
+    rows: VectorRows,
+    ids: np.ndarray,
+    queries: np.ndarray,
+    own: np.ndarray,
+    target: float,
 ) -> tuple[Point, list[Point]]:
     """The cheapest measured point that reaches the target, and the whole curve.
 
-    Every held-out vector is searched for its own nearest others.
+    Args:
+        queries, own: as `tuning_queries` gives them.
     """
-    queries = rows.get(held_out)
-    truth = exact_neighbours(rows, ids, held_out, queries)
+    truth = exact_neighbours(rows, ids, own, queries)
     curve: list[Point] = []
     for factor in FACTORS:
         nprobe, recalls = 1, {}
         while True:
-            point = _measure(index, queries, held_out, truth, nprobe, factor)
+            point = _measure(index, queries, own, truth, nprobe, factor)
             curve.append(point)
             recalls[nprobe] = point.recall
             flat_out = nprobe >= 16 and point.recall <= recalls[nprobe // 2] + 0.001

@@ -187,10 +187,14 @@ class Collection:
             for line in zip(scores.tolist(), ids.tolist(), strict=True)
         ]
 
-    def optimize(self) -> IndexStats:
+    def optimize(self, queries: np.ndarray | None = None) -> IndexStats:
         """Build the index that the settings ask for now, while searches and writes go on.
 
         With exact search, or too few items for another, nothing is built.
+
+        Args:
+            queries: sample queries (Q, E), kept: this index and later ones are tuned with them;
+                none of them (Q = 0): with stored items again. None: as before.
 
         Raises:
             InputError: the settings cannot be met.
@@ -198,6 +202,9 @@ class Collection:
         with self._exclusive() as store, store.snapshot():
             store.require_writer("build an index")
             items = len(self._keeper.current())
+        if queries is not None:
+            with self._exclusive() as store:
+                store.keep_queries(queries)
         factory = store.meta.settings.choose(items, store.meta.embedding_dim)
         if factory != FLAT:
             self._keeper.build(factory)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tigerfg.errors import CatalogError
+from tigerfg.index.build import tuning_queries
 from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import MOST, DeviceIndex, Gpus, code_bytes
 from tigerfg.index.ivf import IvfIndex
@@ -239,7 +240,7 @@ class GpuIndex:
         most = min(self.lists, MOST)
         if not len(sample):
             return most, 1.0
-        queries = self._rows.get(sample)
+        queries, own = tuning_queries(self._store, self._rows, sample)
         wanted = min((NEAREST + 1) * self._factor, MOST)
 
         def neighbours(nprobe: int) -> list[set[int]]:
@@ -247,8 +248,8 @@ class GpuIndex:
             if self._factor > 1:
                 ids = refined(self._rows, queries, ids, NEAREST + 1)[1]
             return [
-                set([i for i in line if i not in (own, -1)][:NEAREST])
-                for line, own in zip(ids.tolist(), sample.tolist(), strict=True)
+                set([i for i in line if i not in (item, -1)][:NEAREST])
+                for line, item in zip(ids.tolist(), own.tolist(), strict=True)
             ]
 
         truth = neighbours(most)

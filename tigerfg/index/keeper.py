@@ -41,6 +41,7 @@ class IndexStats:
         curve: all that was measured then: nprobe, factor (candidates a result), recall, its
             standard error, ms.
         seconds: of building, by part. building: whether another one is being built.
+        queries: sample queries that it was tuned with; 0: stored items.
     """
 
     setting: str
@@ -52,6 +53,7 @@ class IndexStats:
     curve: list[dict[str, Any]]
     seconds: dict[str, float]
     building: bool
+    queries: int = 0
     gpu: dict[str, Any] | None = None
 
 
@@ -201,6 +203,7 @@ class IndexKeeper:
             notes.get("curve", []),
             notes.get("seconds", {}),
             self._building.locked(),
+            notes.get("queries", 0),
             self._on_gpu and self._on_gpu.notes,
         )
 

@@ -196,19 +196,31 @@ class MilvusCollection:
                 found[n] = line
         return found
 
-    def optimize(self) -> IndexStats:
-        """Have the server build its index of all items, and tune nprobe to the target recall."""
+    def optimize(self, queries: np.ndarray | None = None) -> IndexStats:
+        """Have the server build its index of all items, and tune nprobe to the target recall.
+
+        Args:
+            queries: sample queries (Q, E) to tune with; None, or none of them: stored items.
+        """
         self.require_writer("build an index")
         started = time.perf_counter()
         self._table.build_index()
-        sample = self.sample(SAMPLE, 0)
-        if self._index.lists and sample:
+        own: list[str | None]
+        if queries is None or not len(queries):
+            sample = self.sample(SAMPLE, 0)
+            queries = np.array([item.vector for item in sample])
+            own = [item.document["item_id"] for item in sample]
+        else:
+            own = [None] * len(queries)
+        if self._index.lists and len(self):
             tuned = measure(
                 lambda vectors, k, nprobe: self._table.nearest(vectors, k, "", self._index, nprobe),
-                sample,
+                queries,
+                own,
                 self._index.lists,
                 self.meta.target_recall,
             )
+            tuned["queries"] = own.count(None)
             tuned["seconds"] = {"build and tune": round(time.perf_counter() - started, 2)}
             self._table.note({TUNED: json.dumps(tuned)})
             self._tuned = tuned
@@ -228,6 +240,7 @@ class MilvusCollection:
             tuned.get("curve", []),
             tuned.get("seconds", {}),
             bool(self._table.pending()),
+            tuned.get("queries", 0),
         )
 
     def sample(self, count: int, seed: int) -> list[Sampled]:

@@ -1,4 +1,4 @@
-"""How many lists a server is to probe: measured on stored items, as `build` does for faiss."""
+"""How many lists a server is to probe: measured, as `build` does for faiss."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tigerfg.index.store import Sampled
-
 if TYPE_CHECKING:
     from tigerfg.index.collection import Match
 
@@ -18,24 +16,24 @@ TIMED = 32  # queries sent one at a time
 Search = Callable[[np.ndarray, int, int], "list[list[Match]]"]  # (embeddings, k, nprobe)
 
 
-def measure(search: Search, sample: Sequence[Sampled], lists: int, target: float) -> dict[str, Any]:
+def measure(
+    search: Search, queries: np.ndarray, own: Sequence[str | None], lists: int, target: float
+) -> dict[str, Any]:
     """The least nprobe, of the powers of two, that reaches the target recall; and the curve.
 
     The truth are the neighbours found when all lists are probed. An item is no neighbour of its
     own.
 
     Args:
-        sample: stored items, whose vectors are the queries; at least one.
+        queries: (Q, E), at least one. own: the item that each of them is, or None.
         lists: inverted lists. target: share of the 10 nearest to be found.
 
     Returns:
         nprobe, recall, ms (a query, one at a time) and the curve, a list of the same three.
     """
-    vectors = np.stack([item.vector for item in sample])
-    own = [item.document["item_id"] for item in sample]
 
     def neighbours(nprobe: int) -> list[set[str]]:
-        found = search(vectors, NEAREST + 1, nprobe)
+        found = search(queries, NEAREST + 1, nprobe)
         ids = [[match.document["item_id"] for match in line] for line in found]
         return [
             set([name for name in line if name != item][:NEAREST])
@@ -50,7 +48,7 @@ def measure(search: Search, sample: Sequence[Sampled], lists: int, target: float
         nprobe = min(nprobe, lists)
         hits = sum(len(a & b) for a, b in zip(truth, neighbours(nprobe), strict=True))
         times = []
-        for vector in vectors[:TIMED]:
+        for vector in queries[:TIMED]:
             started = time.perf_counter()
             search(vector[None], NEAREST, nprobe)
             times.append(time.perf_counter() - started)

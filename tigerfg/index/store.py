@@ -32,6 +32,7 @@ from tigerfg.index.plan import IndexSettings
 from tigerfg.index.where import Group, Scalar, filter_fields
 
 _CHUNK = 500  # names or rows a statement
+_QUERIES = "queries"  # table of sample queries
 
 
 class Record(NamedTuple):
@@ -228,6 +229,24 @@ class Store:
             ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
             vectors = np.frombuffer(b"".join(row[1] for row in rows), "<f2")
             yield ids, vectors.astype(np.float32).reshape(len(ids), self.meta.embedding_dim)
+
+    def keep_queries(self, vectors: np.ndarray) -> None:
+        """Keep sample queries (Q, E) for tuning, in place of those before; none: forget them."""
+        with self._writing("keep sample queries"):
+            self._db.execute(f"CREATE TABLE IF NOT EXISTS {_QUERIES} (vector BLOB NOT NULL)")
+            self._db.execute(f"DELETE FROM {_QUERIES}")
+            rows = [(_fp16(vector),) for vector in vectors]
+            self._db.executemany(f"INSERT INTO {_QUERIES} VALUES (?)", rows)
+
+    def queries(self) -> np.ndarray:
+        """The sample queries float32 (Q, E), Q = 0 where none were given."""
+        with self._reading("read sample queries"):
+            known = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (_QUERIES,))
+            # the table is made by the first `keep_queries`: older catalogues have none
+            there = known.fetchone() is not None
+            rows = self._db.execute(f"SELECT vector FROM {_QUERIES}").fetchall() if there else []
+        vectors = np.frombuffer(b"".join(vector for (vector,) in rows), "<f2")
+        return vectors.astype(np.float32).reshape(len(rows), self.meta.embedding_dim)
 
     def sample(self, count: int, seed: int) -> list[Sampled]:
         """At most ``count`` different items at random, in the order of storing."""
