@@ -7,6 +7,7 @@ the ranges and places the Q/DQ pairs.
 
 from __future__ import annotations
 
+import errno
 import logging
 import tempfile
 from collections.abc import Collection, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -139,7 +141,12 @@ def _quantise(
                 extra_options={"QuantizeBias": False, **(extra or {})},  # TensorRT refuses int32
                 **options,
             )
-            quantised = onnx.load(file)
+            try:
+                quantised = onnx.load(file)
+            except DecodeError as error:  # ONNX Runtime writes what it can and says nothing
+                raise OSError(
+                    errno.ENOSPC, "the disk is full: the graph in int8 is incomplete", temp
+                ) from error
     finally:
         root.setLevel(level)
     onnx.checker.check_model(quantised, full_check=True)

@@ -280,6 +280,17 @@ def test_full_disk_is_one_line_and_nothing_is_left(
     refused("No space left", small_checkpoint, out, ["fp32"], parity_folder, error=TigerfgError)
 
 
+def test_a_graph_cut_off_by_a_full_disk_is_one_line(
+    small_checkpoint, parity_folder, tmp_path, monkeypatch, known_graphs
+):
+    def cut(source, target, *_, **__):  # as ONNX Runtime leaves it, without an error
+        Path(target).write_bytes(Path(source).read_bytes()[:-1000])
+
+    monkeypatch.setattr("export.quantize.quantize_static", cut)
+    out = tmp_path / "out"
+    refused("disk is full", small_checkpoint, out, ["int8"], parity_folder, error=TigerfgError)
+
+
 def test_parity_check_names_tower_precision_and_batch():
     batches = {"1": {"cosine_min": 0.999}, "3": {"cosine_min": 0.5}}
     with pytest.raises(EngineError, match=r"item tower in int8 .*0\.5000.*batch 3"):
