@@ -286,7 +286,7 @@ def test_a_graph_cut_off_by_a_full_disk_is_one_line(
     def cut(source, target, *_, **__):  # as ONNX Runtime leaves it, without an error
         Path(target).write_bytes(Path(source).read_bytes()[:-1000])
 
-    monkeypatch.setattr("export.quantize.quantize_static", cut)
+    monkeypatch.setattr("tigerfg.export.quantize.quantize_static", cut)
     out = tmp_path / "out"
     refused("disk is full", small_checkpoint, out, ["int8"], parity_folder, error=TigerfgError)
 
