@@ -66,7 +66,7 @@ $(VENV)/.lite: $(VENV)/.dev
 
 # After `make bundle`: lite takes the text encoder of its tiny. Its model card and log tell of the last
 # run only; those of the shipped bundle were joined by hand.
-bundle-lite: $(VENV)/.lite  ## train the shipped lite model from the tiny one of `bundle` (CPU: two hours)
+bundle-lite: $(VENV)/.lite  ## train the shipped lite model from the tiny one of `bundle` (CPU: 100 minutes)
 	@test -d runs/tiny-last/checkpoint || { echo "no runs/tiny-last/checkpoint: make bundle first"; exit 1; }
 	$(BIN)/python bench/lite_start.py runs/tiny-last/checkpoint runs/lite-start
 	$(BIN)/tigerfg train --preset lite --config bench/recipes/lite.json --data $(PHOTOS) \
