@@ -297,7 +297,7 @@ def test_eval_keeps_the_results_before_a_bad_directory(shop):
     assert "empty" in result.stderr.strip().splitlines()[-1]
 
 
-def test_render_and_demo(shop):
+def test_render_and_demo(shop, monkeypatch):
     rendered = run("render", "out", "--n", "3", "--image-size", "64", "--workers", "1")
     assert rendered.exit_code == 0, rendered.output
     assert (shop / "out/standard/items.jsonl").is_file()
@@ -309,6 +309,11 @@ def test_render_and_demo(shop):
     assert Image.open(shop / "demo/sheet.png").width > 1000
     assert "<img" in (shop / "demo/sheet.html").read_text()
     assert "10 items and 10 queries" in run("demo", "--n", "10").stdout  # once more, reused
+    newer = FakeBundle(fingerprint="e" * 64)
+    monkeypatch.setattr(Bundle, "open", classmethod(lambda cls, name=None: newer))
+    result = run("demo", "--n", "10")  # over that of an older model
+    assert "10 items and 10 queries" in result.stdout, result.output
+    assert len(list((shop / "demo").glob("catalog-*"))) == 2
 
 
 def test_doctor_without_a_model_still_shows_the_machine(tmp_path):

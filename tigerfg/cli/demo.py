@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tigerfg.searcher import Hit
 
 LAYOUTS = ("standard", "cluttered")
-IMAGE_SIZE = 256  # more than the item side of the shipped models, enough for the sheet
+IMAGE_SIZE = 256  # the largest item side of the shipped models, enough for the sheet
 SHOWN_PER_LAYOUT = 3
 HITS = 5
 
@@ -37,14 +37,17 @@ def command(
     Half of the products are shown alone in their item picture, half in a cluttered scene. All
     queries count for the printed Recall@1; the sheet shows a few, evenly spaced and not chosen.
     """
+    from tigerfg.bundle import DEFAULT_MODEL, Bundle
     from tigerfg.catalog import read_items, read_queries
     from tigerfg.searcher import Searcher
 
+    model = DEFAULT_MODEL if model is None else model
+    made_with = Bundle.open(model).fingerprint[:12]  # a newer model gets a catalogue of its own
     started = time.perf_counter()
     folders = _render(out / f"products-{n}-{seed}", n, seed)
     queries = {layout: list(read_queries(folder)) for layout, folder in folders.items()}
     rendered = time.perf_counter()
-    catalog = out / f"catalog-{n}-{seed}"
+    catalog = out / f"catalog-{n}-{seed}-{made_with}"
     with Searcher.create(
         catalog, model=model, engine=engine, precision=precision, threads=threads, exist_ok=True
     ) as searcher:
