@@ -7,6 +7,7 @@ the ranges and places the Q/DQ pairs.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import tempfile
@@ -141,16 +142,21 @@ def _quantise(
                 extra_options={"QuantizeBias": False, **(extra or {})},  # TensorRT refuses int32
                 **options,
             )
-            try:
-                quantised = onnx.load(file)
-            except DecodeError as error:  # ONNX Runtime writes what it can and says nothing
-                raise OSError(
-                    errno.ENOSPC, "the disk is full: the graph in int8 is incomplete", temp
-                ) from error
+            quantised = _loaded(file)
     finally:
         root.setLevel(level)
     onnx.checker.check_model(quantised, full_check=True)
     return quantised
+
+
+def _loaded(file: Path) -> onnx.ModelProto:
+    """The graph in a file; on a full disk ONNX Runtime writes what it can and says nothing."""
+    with contextlib.suppress(DecodeError):
+        graph = onnx.load(file)
+        if graph.graph.node:
+            return graph
+    reason = "the graph in int8 is incomplete, as on a full disk: free some space"
+    raise OSError(errno.ENOSPC, reason, str(file.parent))
 
 
 def _replace(tensor: TensorProto, values: np.ndarray) -> None:

@@ -518,6 +518,8 @@ def test_stats(shop: Path) -> None:
     assert run("stats", "--queries", "queries.jsonl").exit_code == 2
     result = run("stats", "--build", "--queries", "queries.jsonl")
     assert "measured when it was built with 8 sample queries" in " ".join(result.stdout.split())
+    Path("none.jsonl").write_text("")
+    assert_one_line(run("stats", "--build", "--queries", "none.jsonl"), 1, "none.jsonl holds none")
     result = run("stats", "--build")  # they are kept
     assert "with 8 sample queries" in " ".join(result.stdout.split())
     assert_one_line(

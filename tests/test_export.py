@@ -280,15 +280,23 @@ def test_full_disk_is_one_line_and_nothing_is_left(
     refused("No space left", small_checkpoint, out, ["fp32"], parity_folder, error=TigerfgError)
 
 
+@pytest.mark.parametrize("left", [0, -1000])
 def test_a_graph_cut_off_by_a_full_disk_is_one_line(
-    small_checkpoint, parity_folder, tmp_path, monkeypatch, known_graphs
+    small_checkpoint, parity_folder, tmp_path, monkeypatch, known_graphs, left
 ):
     def cut(source, target, *_, **__):  # as ONNX Runtime leaves it, without an error
-        Path(target).write_bytes(Path(source).read_bytes()[:-1000])
+        Path(target).write_bytes(Path(source).read_bytes()[:left])
 
     monkeypatch.setattr("tigerfg.export.quantize.quantize_static", cut)
     out = tmp_path / "out"
-    refused("disk is full", small_checkpoint, out, ["int8"], parity_folder, error=TigerfgError)
+    refused(
+        "full disk: free some space",
+        small_checkpoint,
+        out,
+        ["int8"],
+        parity_folder,
+        error=TigerfgError,
+    )
 
 
 def test_parity_check_names_tower_precision_and_batch():

@@ -256,6 +256,12 @@ def test_a_collection_searches_on_the_gpus_it_finds(tmp_path, monkeypatch, small
     collection.delete([f"i{n}" for n in range(1, 300)])  # the copy is made anew
     [line] = collection.search(vectors[400:401], 1)
     assert line[0].document["n"] == 400
+    assert collection.stats().gpu is not None
+    collection.optimize(vectors[300:305])  # the copy is tuned anew
+    assert collection.stats().gpu is None
+    [line] = collection.search(vectors[400:401], 1)
+    assert line[0].document["n"] == 400
+    assert collection.stats().gpu is not None
     collection.close()
 
 

@@ -250,6 +250,8 @@ def test_optimize_tunes_nprobe_and_the_next_start_knows(kind, tmp_path):
         stats = collection.optimize(photos)
         assert stats.queries == 50
         assert stats.recall >= 0.9
+        stats = collection.optimize()
+        assert stats.queries == 0
         again = MilvusCollection.open(collection.path)
         assert again.stats().nprobe == stats.nprobe
         again.close()

@@ -19,6 +19,7 @@ from PIL import Image
 
 from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.errors import BundleError, CatalogError, InputError
+from tigerfg.index.collection import Collection
 from tigerfg.query_sample import query_embeddings
 from tigerfg.records import Item, Query, Rejected
 from tigerfg.searcher import Searcher
@@ -263,7 +264,13 @@ def test_k_and_empty_catalogue(searcher):
         (lambda s: s.search_embeddings(np.full((1, DIM), np.nan)), "finite"),
         (lambda s: s.optimize({"query_id": "a", "image": "a.jpg"}), "give a list"),
         (lambda s: s.optimize(np.zeros((1, 3), np.float32)), "shape"),
-        (lambda s: s.optimize(np.full((1, DIM), np.nan)), "finite"),
+        (lambda s: s.optimize(5), "give a list"),
+        (lambda s: s.optimize(Query("a", picture(1))), "give a list"),
+        (lambda s: s.optimize(np.full((1, DIM), np.nan)), "row 0 has length nan"),
+        (lambda s: s.optimize(2 * np.eye(DIM)), "row 0 has length 2; divide"),
+        (lambda s: s.optimize(np.zeros((1, DIM), object)), "type object: give float32"),
+        (lambda s: s.optimize([Rejected("e", "no picture")]), "none of 1 can be used"),
+        (lambda s: s.optimize(["a.jpg", None]), "none of 2 can be used"),
         (lambda s: s.optimize([{"query_id": "a", "image": b"broken"}]), "none of 1 can be used"),
         (lambda s: s.add("items.jsonl"), "read_items"),
         (lambda s: s.add({"item_id": "a", "image": "a.jpg"}), "iterable"),
@@ -298,21 +305,35 @@ def test_optimize_takes_sample_photos(searcher, caplog):
         Query("c", b"broken"),
         Query("d", None),
         Rejected("e", "no picture"),
+        "f.jpg",
     ]
     with caplog.at_level(logging.WARNING, "tigerfg"):
         assert searcher.optimize(photos).items == 5
-    assert "sample query 'c' left out" in caplog.text
-    assert "sample query 'd' left out" in caplog.text
-    assert searcher.optimize([]).items == searcher.optimize().items == 5
-    assert ids(searcher.search(picture(3), k=1)) == ["i3"]
+    for left_out in ("query 'c' left out", "query 'd' left out", "no picture", "is a string"):
+        assert left_out in caplog.text
+    if not isinstance(searcher._collection, Collection):
+        return  # in Milvus they are not kept
+    kept = searcher._collection._store.queries
+    known = [searcher.encode_query(picture(1)), searcher.encode_query(picture(2), (0, 0, 20, 20))]
+    np.testing.assert_allclose(kept(), known, atol=1e-3)
+    searcher.optimize()
+    assert len(kept()) == 2
+    with pytest.raises(InputError, match="none of 1"):
+        searcher.optimize([b"broken"])
+    assert len(kept()) == 2
+    searcher.optimize([])
+    assert len(kept()) == 0
 
 
 def test_of_many_sample_queries_some_are_taken_evenly():
-    embeddings = np.arange(2500, dtype=np.float64)[:, None] * np.ones(DIM)
+    embeddings = np.zeros((700, DIM))
+    angles = np.arange(700) / 700
+    embeddings[:, 0], embeddings[:, 1] = np.cos(angles), np.sin(angles)
     found = query_embeddings(embeddings, lambda: None, DIM)
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found[:, 0], np.arange(0, 2500, 3))
-    assert query_embeddings(embeddings[:1000], lambda: None, DIM).shape == (1000, DIM)
+    np.testing.assert_array_equal(found, embeddings[::3].astype(np.float32))
+    assert query_embeddings(embeddings[:300], lambda: None, DIM).shape == (300, DIM)
+    assert query_embeddings(embeddings[:0], lambda: None, DIM).shape == (0, DIM)
     assert query_embeddings(iter(()), lambda: None, DIM).shape == (0, DIM)
 
 

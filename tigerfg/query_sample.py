@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from tigerfg.records import Query, Rejected
 if TYPE_CHECKING:
     from tigerfg.encoder import Encoder
 
-MOST = 1000  # used: more say no more about the recall, and make building slower
+MOST = 300  # used: more hardly say more about the recall, and make building slower
+UNIT = 0.01  # a length may be so far from 1
 
 logger = logging.getLogger("tigerfg")
 
@@ -30,32 +32,60 @@ def query_embeddings(
 
     Args:
         queries: `Query` or dict, as `tigerfg.catalog.read_queries` gives them, or embeddings
-            (Q, E) of unit length.
+            (Q, E) of unit length. None of them: Q = 0.
         encoder: gives the model's encoder; called only if there is a photo to encode.
 
     Raises:
-        InputError: none of the queries can be used, or the embeddings are not of that shape.
+        InputError: queries were given and none can be used, or the embeddings are not of that
+            shape and length.
     """
     if isinstance(queries, np.ndarray):
-        if queries.ndim != 2 or queries.shape[1] != embedding_dim:
-            raise InputError(f"queries of shape {queries.shape}: give (Q, {embedding_dim})")
-        if not np.isfinite(queries).all():
-            raise InputError("queries hold numbers that are not finite")
-        return _evenly(queries.astype(np.float32))
-    if isinstance(queries, (str, bytes, Mapping)):
-        raise InputError("queries is one thing: give a list of Query, or an array of embeddings")
-    given = [q for q in queries if not isinstance(q, Rejected)]
-    if not given:
-        return np.zeros((0, embedding_dim), np.float32)
-    chosen = [q if isinstance(q, Query) else Query.from_dict(q) for q in _evenly(given)]
-    results = encoder().try_queries([(query.image, query.box) for query in chosen])
-    for query, result in zip(chosen, results, strict=True):
+        return _evenly(_checked(queries, embedding_dim))
+    single = isinstance(queries, (str, bytes, Mapping, Query, os.PathLike))
+    if single or not isinstance(queries, Iterable):
+        raise InputError("queries: give a list of Query, or an array of embeddings (Q, E)")
+    chosen = _evenly(list(queries))
+    good = _encoded(chosen, encoder)
+    if chosen and not good:
+        raise InputError(f"queries: none of {len(chosen)} can be used; the log says why")
+    return np.array(good, np.float32).reshape(-1, embedding_dim)
+
+
+def _encoded(chosen: list[Any], encoder: Callable[[], Encoder]) -> list[np.ndarray]:
+    """Embeddings of those that can be used; of the others the log says why."""
+    usable: list[Query] = []
+    for query in chosen:
+        if isinstance(query, Rejected):
+            logger.warning("sample query left out: %s", query)
+            continue
+        try:
+            usable.append(query if isinstance(query, Query) else Query.from_dict(query))
+        except InputError as error:
+            logger.warning("sample query left out: %s", error)
+    if not usable:
+        return []
+    results = encoder().try_queries([(query.image, query.box) for query in usable])
+    good = []
+    for query, result in zip(usable, results, strict=True):
         if isinstance(result, InputError):
             logger.warning("sample query %r left out: %s", query.query_id, result)
-    good = [result for result in results if not isinstance(result, InputError)]
-    if not good:
-        raise InputError(f"queries: none of {len(chosen)} can be used; the log says why")
-    return np.stack(good)
+        else:
+            good.append(result)
+    return good
+
+
+def _checked(embeddings: np.ndarray, embedding_dim: int) -> np.ndarray:
+    if embeddings.ndim != 2 or embeddings.shape[1] != embedding_dim:
+        raise InputError(f"queries of shape {embeddings.shape}: give (Q, {embedding_dim})")
+    if embeddings.dtype.kind not in "fiu":
+        raise InputError(f"queries of type {embeddings.dtype}: give float32")
+    lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < UNIT))  # NaN is wrong as well
+    if len(wrong):
+        raise InputError(
+            f"queries: row {wrong[0]} has length {lengths[wrong[0]]:.3g}; divide by the length"
+        )
+    return embeddings.astype(np.float32)
 
 
 def _evenly(values: Any) -> Any:

@@ -226,11 +226,12 @@ class Searcher(CatalogReader):
         Args:
             queries: sample photos, as shoppers take them: `Query` or dict, or embeddings (Q, E) of
                 unit length. The target recall is then that of such photos, not of stored items,
-                which are easier. They are kept with the catalogue (in Milvus, what they gave is)
-                for every index built later; an empty list goes back to stored items.
+                which are easier. They are kept with the catalogue for every index built later,
+                until an empty list goes back to stored items; in Milvus they count for this call.
 
         Raises:
             InputError: none of the queries can be used, or the settings cannot be met.
+            CatalogError: open for reading only, or the disk refuses. Nothing has changed then.
         """
         self._collection.require_writer("build an index")
         if queries is None:

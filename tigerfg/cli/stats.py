@@ -24,7 +24,7 @@ def command(
             "--queries",
             exists=True,
             help="With --build: sample photos, a queries.jsonl or its directory. The index is "
-            "tuned, now and later, to find the target recall for such photos.",
+            "tuned to the target recall of such photos, now and (but in Milvus) later.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
@@ -65,8 +65,13 @@ def command(
 
 def _tune(catalog: str, queries: Path) -> None:
     """Build the index for the photos of a queries.jsonl."""
-    from tigerfg.catalog import read_queries
+    from tigerfg.catalog import Query, Rejected, read_queries
+    from tigerfg.errors import InputError
     from tigerfg.searcher import Searcher
 
+    rejected: list[Rejected] = []
+    photos: list[Query | Rejected] = [*read_queries(queries, on_reject=rejected.append), *rejected]
+    if not photos:
+        raise InputError(f"--queries: {shown_path(queries)} holds none")
     with Searcher.open(catalog) as searcher:
-        searcher.optimize(read_queries(queries))
+        searcher.optimize(photos)

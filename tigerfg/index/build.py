@@ -36,7 +36,9 @@ class Point(NamedTuple):
     ms: float
 
 
-def build(store: Store, factory: str, target_recall: float) -> IvfIndex:
+def build(
+    store: Store, factory: str, target_recall: float, queries: np.ndarray | None = None
+) -> IvfIndex:
     """Train, fill and tune an index over all stored items; call inside a snapshot of the store, in
     the process that writes to the catalogue.
 
@@ -44,6 +46,7 @@ def build(store: Store, factory: str, target_recall: float) -> IvfIndex:
         factory: faiss factory string of an IVF index.
         target_recall: of the points that reach it, by a standard error to spare, the quickest is
             taken; where none does, the best, with a warning if that is below the target.
+        queries: sample queries (Q, E) to tune with; None: the catalogue's.
 
     Raises:
         InputError: faiss refuses the factory string, or there are too few items for it.
@@ -80,7 +83,8 @@ def build(store: Store, factory: str, target_recall: float) -> IvfIndex:
         "curve": [],
     }
     built = IvfIndex(store, rows, Loaded(index, store.number, notes))
-    queries, own = tuning_queries(store, rows, held_out)
+    sample = store.queries() if queries is None else queries
+    queries, own = tuning_queries(sample, rows, held_out)
     chosen, curve = tune(built, rows, ids, queries, own, target_recall)
     built.notes |= {
         "nprobe": chosen.nprobe,
@@ -109,9 +113,9 @@ def build(store: Store, factory: str, target_recall: float) -> IvfIndex:
 
 
 def tuning_queries(
-    store: Store, rows: VectorRows, items: np.ndarray
+    sample: np.ndarray, rows: VectorRows, items: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What an index is tuned with: the sample queries of the catalogue, else stored items.
+    """What an index is tuned with: sample queries (Q, E) if there are any, else stored items.
 
     Photos lie further from the items than items do from each other, so that an index which finds
     .95 of an item's neighbours may find less of a photo's.
@@ -120,9 +124,8 @@ def tuning_queries(
         Queries (Q, E) float32, and the internal ids (Q,) of the items that they are, which are no
         results of theirs; -1 for a sample query.
     """
-    queries = store.queries()
-    if len(queries):
-        return queries, np.full(len(queries), -1, np.int64)
+    if len(sample):
+        return sample, np.full(len(sample), -1, np.int64)
     return rows.get(items), items
 
 

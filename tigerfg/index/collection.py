@@ -202,12 +202,15 @@ class Collection:
         with self._exclusive() as store, store.snapshot():
             store.require_writer("build an index")
             items = len(self._keeper.current())
-        if queries is not None:
-            with self._exclusive() as store:
-                store.keep_queries(queries)
         factory = store.meta.settings.choose(items, store.meta.embedding_dim)
         if factory != FLAT:
-            self._keeper.build(factory)
+            self._keeper.build(factory, queries)
+        elif queries is not None:
+            with self._exclusive() as store:
+                store.keep_queries(queries)
+        if queries is not None:
+            with self._exclusive():
+                self._keeper.leave_gpus()  # the copy there is tuned when it is made
         return self.stats()
 
     def stats(self) -> IndexStats:

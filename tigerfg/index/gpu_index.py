@@ -240,7 +240,7 @@ class GpuIndex:
         most = min(self.lists, MOST)
         if not len(sample):
             return most, 1.0
-        queries, own = tuning_queries(self._store, self._rows, sample)
+        queries, own = tuning_queries(self._store.queries(), self._rows, sample)
         wanted = min((NEAREST + 1) * self._factor, MOST)
 
         def neighbours(nprobe: int) -> list[set[int]]:

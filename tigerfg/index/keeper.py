@@ -8,6 +8,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index import flat, ivf
 from tigerfg.index.build import build
@@ -160,8 +162,11 @@ class IndexKeeper:
             )
             self._builder.start()
 
-    def build(self, factory: str) -> None:
+    def build(self, factory: str, queries: np.ndarray | None = None) -> None:
         """Build an index while searches and writes go on, then put it in and save it.
+
+        Args:
+            queries: sample queries in place of the kept ones, kept when the index is there.
 
         Raises:
             InputError: see `build.build`.
@@ -169,13 +174,16 @@ class IndexKeeper:
         path, target = self._store.path, self._store.meta.target_recall
         with self._building, contextlib.closing(Store.open(path, read_only=True)) as store:
             with store.snapshot():
-                built = build(store, factory, target)
-            with self._lock, self._store.snapshot():
-                built.attach(self._store)
-                built.sync()
-                self._index = built
-                self.save()
-                built.sweep()
+                built = build(store, factory, target, queries)
+            with self._lock:
+                if queries is not None:
+                    self._store.keep_queries(queries)
+                with self._store.snapshot():
+                    built.attach(self._store)
+                    built.sync()
+                    self._index = built
+                    self.save()
+                    built.sweep()
 
     def save(self) -> None:
         """Write the index file of the current index and remove that of another kind."""
@@ -210,6 +218,10 @@ class IndexKeeper:
     def retire(self) -> None:
         """Build nothing in the background from now on, and leave the GPUs."""
         self._retired = True
+        self.leave_gpus()
+
+    def leave_gpus(self) -> None:
+        """Give up the copy on the GPUs; the next search makes another, unless retired."""
         if self._on_gpu is not None:
             self._on_gpu.close()
             self._on_gpu = None

@@ -200,7 +200,8 @@ class MilvusCollection:
         """Have the server build its index of all items, and tune nprobe to the target recall.
 
         Args:
-            queries: sample queries (Q, E) to tune with; None, or none of them: stored items.
+            queries: sample queries (Q, E) to tune with, this once; None, or none of them: stored
+                items.
         """
         self.require_writer("build an index")
         started = time.perf_counter()
@@ -212,7 +213,7 @@ class MilvusCollection:
             own = [item.document["item_id"] for item in sample]
         else:
             own = [None] * len(queries)
-        if self._index.lists and len(self):
+        if self._index.lists and len(queries) and len(self):
             tuned = measure(
                 lambda vectors, k, nprobe: self._table.nearest(vectors, k, "", self._index, nprobe),
                 queries,
