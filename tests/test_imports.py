@@ -31,6 +31,7 @@ SERVING |= {
     "catalog_model",
     "bulk",
     "reader",
+    "query_sample",
 }
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
