@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tigerfg.bundle import DEFAULT_MODEL, Bundle
 from tigerfg.cli import options
 from tigerfg.cli.console import ingest_progress, plural, print_table, progress, shown_path
 
@@ -27,7 +28,7 @@ def command(
     ] = Path("demo"),
     n: Annotated[int, typer.Option("--n", min=10, help="Number of products.")] = 400,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Other products.")] = 2026,
-    model: options.NewModel = None,
+    model: options.Model = DEFAULT_MODEL,
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,
@@ -37,11 +38,9 @@ def command(
     Half of the products are shown alone in their item picture, half in a cluttered scene. All
     queries count for the printed Recall@1; the sheet shows a few, evenly spaced and not chosen.
     """
-    from tigerfg.bundle import DEFAULT_MODEL, Bundle
     from tigerfg.catalog import read_items, read_queries
     from tigerfg.searcher import Searcher
 
-    model = DEFAULT_MODEL if model is None else model
     made_with = Bundle.open(model).fingerprint[:12]  # a newer model gets a catalogue of its own
     started = time.perf_counter()
     folders = _render(out / f"products-{n}-{seed}", n, seed)

@@ -206,11 +206,8 @@ class Collection:
         if factory != FLAT:
             self._keeper.build(factory, queries)
         elif queries is not None:
-            with self._exclusive() as store:
-                store.keep_queries(queries)
-        if queries is not None:
             with self._exclusive():
-                self._keeper.leave_gpus()  # the copy there is tuned when it is made
+                self._keeper.keep_queries(queries)
         return self.stats()
 
     def stats(self) -> IndexStats:

@@ -110,8 +110,7 @@ class IndexKeeper:
         if self._on_gpu is not None and not self._on_gpu.outdated:
             self._on_gpu.sync(index)
             return self._on_gpu
-        if self._on_gpu is not None:
-            self._on_gpu.close()
+        self._leave_gpus()
         try:
             self._on_gpu = GpuIndex(
                 self._gpus,
@@ -177,13 +176,18 @@ class IndexKeeper:
                 built = build(store, factory, target, queries)
             with self._lock:
                 if queries is not None:
-                    self._store.keep_queries(queries)
+                    self.keep_queries(queries)
                 with self._store.snapshot():
                     built.attach(self._store)
                     built.sync()
                     self._index = built
                     self.save()
                     built.sweep()
+
+    def keep_queries(self, queries: np.ndarray) -> None:
+        """Keep sample queries; a copy on the GPUs, tuned with others, is given up."""
+        self._store.keep_queries(queries)
+        self._leave_gpus()
 
     def save(self) -> None:
         """Write the index file of the current index and remove that of another kind."""
@@ -218,18 +222,17 @@ class IndexKeeper:
     def retire(self) -> None:
         """Build nothing in the background from now on, and leave the GPUs."""
         self._retired = True
-        self.leave_gpus()
-
-    def leave_gpus(self) -> None:
-        """Give up the copy on the GPUs; the next search makes another, unless retired."""
-        if self._on_gpu is not None:
-            self._on_gpu.close()
-            self._on_gpu = None
+        self._leave_gpus()
 
     def wait(self) -> None:
         """Until no index is being built in the background; call without the lock."""
         if self._builder is not None:
             self._builder.join()
+
+    def _leave_gpus(self) -> None:
+        if self._on_gpu is not None:
+            self._on_gpu.close()
+            self._on_gpu = None
 
     def _list_count(self, factory: str) -> int:
         if factory not in self._lists:
