@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tigerfg.errors import CatalogError, InputError
-from tigerfg.index import ivf, keeper, plan
+from tigerfg.index import ivf, keeper, plan, probing
 from tigerfg.index.build import Point, exact_neighbours, next_nprobe, tune
 from tigerfg.index.collection import Collection
 from tigerfg.index.plan import IndexSettings, list_count
@@ -217,20 +217,20 @@ def test_few_lists_come_from_the_graph_and_many_from_all_centres(
     path: Path, monkeypatch: pytest.MonkeyPatch, factory: str
 ) -> None:
     """Both ways give what the same lists gave with the centres compared one by one."""
-    monkeypatch.setattr(ivf, "SCANNED", 4)
+    monkeypatch.setattr(probing, "SCANNED", 4)
     collection = create(path, IndexSettings(factory, 0.98))
     collection.put(records(0, vectors(3000)))
     collection.optimize()
     index = collection._keeper.current()
     queries = vectors(20, seed=3)
     found: dict[tuple[int, int], np.ndarray] = {}
-    for nprobe in (1, LISTS // 4, LISTS // 4 + 1, LISTS):
+    for nprobe in (1, 2, LISTS // 4, LISTS):
         for scanned in (1, 4, LISTS + 1):  # by the graph, by what is quicker, by all centres
-            monkeypatch.setattr(ivf, "SCANNED", scanned)
+            monkeypatch.setattr(probing, "SCANNED", scanned)
             index.notes |= {"nprobe": nprobe, "factor": 300}
             faiss.cvar.hnsw_stats.reset()
             found[nprobe, scanned] = index.search(queries, 10)[1]
-            by_graph = scanned == 1 or (scanned == 4 and nprobe <= LISTS // 4)
+            by_graph = scanned == 1 or (scanned == 4 and probing.MOST * nprobe <= LISTS // 4)
             assert (faiss.cvar.hnsw_stats.n1 > 0) == by_graph
         np.testing.assert_array_equal(found[nprobe, 1], found[nprobe, 4])
         np.testing.assert_array_equal(found[nprobe, LISTS + 1], found[nprobe, 4])
@@ -653,10 +653,10 @@ def test_settings_that_cannot_be_used(options: dict, words: str) -> None:
 def test_auto_goes_by_size_and_budget() -> None:
     auto = IndexSettings()
     assert auto.choose(0, 256) == auto.choose(20_000, 256) == "flat"
-    assert auto.choose(1_000_000, 256) == "IVF4096_HNSW32,RaBitQfs2"
-    assert auto.choose(10_000_000, 256) == "IVF16384_HNSW32,RaBitQfs2"
+    assert auto.choose(1_000_000, 256) == "IVF4096_HNSW16,RaBitQfs2"
+    assert auto.choose(10_000_000, 256) == "IVF16384_HNSW16,RaBitQfs2"
     small = IndexSettings(memory_budget=70_000_000)
-    assert small.choose(1_000_000, 256) == "IVF4096_HNSW32,RaBitQfs"
+    assert small.choose(1_000_000, 256) == "IVF4096_HNSW16,RaBitQfs"
     assert small.choose(20_000, 256) == "flat"
     assert IndexSettings(memory_budget=1_000_000).choose(5_000, 256) == "IVF128,RaBitQfs2"
     assert IndexSettings("IVF8,Flat").choose(3, 256) == "IVF8,Flat"

@@ -11,14 +11,14 @@ import numpy as np
 
 from tigerfg.errors import InputError
 from tigerfg.index.derived import Loaded, import_faiss
-from tigerfg.index.ivf import IvfIndex, require_ivf
+from tigerfg.index.ivf import NEIGHBOURS, IvfIndex, require_ivf, transforms_of
+from tigerfg.index.probing import measured_margins
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
 
-NEIGHBOURS = 10  # recall is that of so many
 QUERIES = 256  # stored vectors held out of the training that nprobe is tuned with
 A_LIST, AT_LEAST = 64, 20_000  # vectors trained on: so many a list
-FACTORS = (3, 10, 20)  # candidates a wanted result, for refinement
+FACTORS = (2, 4, 10, 20)  # candidates a wanted result, for refinement
 FEW = 100  # items: below, nothing is held out of the training
 SEED = 7
 
@@ -27,7 +27,7 @@ logger = logging.getLogger("tigerfg")
 
 class Point(NamedTuple):
     """Recall@10 against exact search, its standard error over the queries, and milliseconds a
-    query, one query at a time."""
+    query, the median of queries one at a time."""
 
     nprobe: int
     factor: int
@@ -74,8 +74,14 @@ def build(
     for part, vectors in rows.blocks(ids):
         index.add_with_ids(vectors, part)
     filled = time.perf_counter()
+    sample = store.queries() if queries is None else queries
+    queries, own = tuning_queries(sample, rows, held_out)
+    transformed = queries
+    for transform in transforms_of(index):
+        transformed = transform.apply(transformed)
     notes = {
         "factory": factory,
+        "margins": measured_margins(faiss, ivf, transformed),
         "trained": len(ids),
         "target_recall": target_recall,
         "nprobe": ivf.nlist,
@@ -83,8 +89,6 @@ def build(
         "curve": [],
     }
     built = IvfIndex(store, rows, Loaded(index, store.number, notes))
-    sample = store.queries() if queries is None else queries
-    queries, own = tuning_queries(sample, rows, held_out)
     chosen, curve = tune(built, rows, ids, queries, own, target_recall)
     built.notes |= {
         "nprobe": chosen.nprobe,

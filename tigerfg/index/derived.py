@@ -20,7 +20,7 @@ from tigerfg.index.database import fsync_directory
 from tigerfg.index.store import Store
 
 _TRAILER = struct.Struct("<8s16sQQQI")  # magic, catalogue, write number, two lengths, their CRC
-_MAGIC = b"tigerfg2"
+_MAGIC = b"tigerfg3"
 _BLOCK = 1 << 20
 
 logger = logging.getLogger("tigerfg")
@@ -142,6 +142,8 @@ def _trailer(file: BinaryIO, store: Store) -> _Trailer:
         raise ValueError("it is truncated")
     magic, catalog, *numbers = _TRAILER.unpack(content)
     trailer = _Trailer(*numbers)
+    if magic != _MAGIC and magic.startswith(_MAGIC[:-1]):
+        raise ValueError("another version of tigerfg wrote it")
     if magic != _MAGIC or trailer.index_bytes + trailer.notes_bytes != size - _TRAILER.size:
         raise ValueError("it is truncated or damaged")
     if catalog.hex() != store.meta.catalog_id:

@@ -8,23 +8,21 @@ that k results come back, until the index is built anew.
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import numpy as np
 
 from tigerfg.errors import InputError
 from tigerfg.index.derived import Loaded, import_faiss, load_index, save_index
+from tigerfg.index.probing import MOST, Probing
 from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
 
 INDEX_FILE = "ivf.index"
+NEIGHBOURS = 10  # results for which recall is measured and the number of candidates tuned
 EXACT_MOST = 4096  # allowed items up to which their vectors are simply compared
 CANDIDATES = 5000  # a query; more only if k is larger
-# Probing more than one list in so many, a graph of the centres takes longer than comparing them all
-# (and does not find all).
-SCANNED = 32
 
 logger = logging.getLogger("tigerfg")
 
@@ -36,8 +34,9 @@ class IvfIndex:
 
     Attributes:
         rows: the stored vectors.
-        notes: how it was built: factory, nprobe, factor (candidates a wanted result), trained
-            (items then), target_recall, and the measured curve.
+        notes: how it was built: factory, nprobe (lists a query on average), margins (see
+            `probing`), factor (candidates a wanted result, `NEIGHBOURS` at least), trained (items
+            then), target_recall, and the measured curve.
     """
 
     def __init__(self, store: Store, rows: VectorRows, loaded: Loaded) -> None:
@@ -45,8 +44,9 @@ class IvfIndex:
         self._store, self.rows = store, rows
         self._index, self._number, self.notes = loaded
         self._ivf = self._faiss.extract_index_ivf(self._index)
-        self._all_centres = _centres_behind(self._faiss, self._ivf)
-        self._parameters: tuple[Any, ...] | None = None  # nprobe, bitmap, faiss's
+        self._transforms = transforms_of(self._index)
+        self._probing = Probing(self._faiss, self._ivf, self.notes["margins"])
+        self._parameters: tuple[Any, ...] | None = None  # lists, bitmap, faiss's
         self._live = np.zeros(0, bool)  # by internal id
         self._packed: np.ndarray | None = None  # bitmap of the live ids, when it is needed
         self._filtered: tuple[np.ndarray, np.ndarray] | None = None  # last filter's ids and bitmap
@@ -129,15 +129,16 @@ class IvfIndex:
             return _best(
                 queries @ self.rows.get(allowed).T, allowed[None].repeat(len(queries), 0), k
             )
-        wanted = min(total, max(k, min(k * self.notes["factor"], CANDIDATES)))
+        tuned = self.notes["factor"] * max(k, NEIGHBOURS)
+        wanted = min(total, max(k, min(tuned, CANDIDATES)))
         bits = self._bits(allowed)
         # as many candidates that may come back as without a filter
-        probed = min(math.ceil(self.notes["nprobe"] * self._count / total), self._ivf.nlist)
+        nprobe = min(self.notes["nprobe"] * self._count / total, self._ivf.nlist)
         while True:
-            ids = self._candidates(queries, wanted, probed, bits)
-            if probed == self._ivf.nlist or (ids[:, k - 1] >= 0).all():
+            ids = self._candidates(queries, wanted, nprobe, bits)
+            if nprobe == self._ivf.nlist or (ids[:, k - 1] >= 0).all():
                 break
-            probed = min(4 * probed, self._ivf.nlist)
+            nprobe = min(MOST * nprobe, self._ivf.nlist)
         return refined(self.rows, queries, ids, k)
 
     def purge(self) -> None:
@@ -161,20 +162,33 @@ class IvfIndex:
         )
 
     def _candidates(
-        self, queries: np.ndarray, wanted: int, probed: int, bits: np.ndarray | None
+        self, queries: np.ndarray, wanted: int, nprobe: float, bits: np.ndarray | None
     ) -> np.ndarray:
         """Ids int64 (B, wanted) by their codes, -1 where the probed lists hold fewer."""
+        for transform in self._transforms:
+            queries = transform.apply(queries)
+        lists, scores = self._probing.choose(queries, nprobe)
         last = self._parameters  # again where nothing changed: making them takes a while
-        if last is None or last[0] != probed or last[1] is not bits:
-            last = probed, bits, search_parameters(self._index, probed, bits)
-            self._parameters = last
-        if self._all_centres is None or probed <= self._ivf.nlist // SCANNED:
-            return self._index.search(queries, wanted, params=last[2])[1]
-        graph, self._ivf.quantizer = self._ivf.quantizer, self._all_centres
-        try:
-            return self._index.search(queries, wanted, params=last[2])[1]
-        finally:
-            self._ivf.quantizer = graph
+        if last is None or last[0] != lists.shape[1] or last[1] is not bits:
+            options = {} if bits is None else {"sel": self._faiss.IDSelectorBitmap(bits)}
+            parameters = self._faiss.SearchParametersIVF(nprobe=lists.shape[1], **options)
+            last = self._parameters = lists.shape[1], bits, parameters
+        found = np.empty((len(queries), wanted), np.int64)
+        estimates = np.empty(found.shape, np.float32)
+        pointer = self._faiss.swig_ptr
+        # not `search_preassigned`: that takes no parameters
+        self._ivf.search_preassigned_c(
+            len(queries),
+            pointer(queries),
+            wanted,
+            pointer(lists),
+            pointer(scores),
+            pointer(estimates),
+            pointer(found),
+            False,
+            last[2],
+        )
+        return found
 
     def _mark(self, ids: np.ndarray) -> None:
         if len(ids) and (highest := int(ids.max())) >= len(self._live):
@@ -199,22 +213,14 @@ class IvfIndex:
         return last[1]
 
 
-def _centres_behind(faiss: Any, ivf: Any) -> Any:
-    """The flat index of the centres behind a graph of them; None where there is no graph."""
-    centres = faiss.downcast_index(ivf.quantizer)
-    return faiss.downcast_index(centres.storage) if isinstance(centres, faiss.IndexHNSW) else None
-
-
-def search_parameters(index: Any, nprobe: int, bits: np.ndarray | None) -> Any:
-    """faiss parameters of an IVF index, perhaps behind a linear transform."""
+def transforms_of(index: Any) -> list[Any]:
+    """The linear transforms of faiss before the lists, in order."""
     faiss = import_faiss()
-    options: dict[str, Any] = {"nprobe": nprobe}
-    if bits is not None:
-        options["sel"] = faiss.IDSelectorBitmap(bits)
-    parameters = faiss.SearchParametersIVF(**options)
-    if isinstance(faiss.downcast_index(index), faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=parameters)
-    return parameters
+    index = faiss.downcast_index(index)
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    chain = (index.chain.at(place) for place in range(index.chain.size()))
+    return [faiss.downcast_VectorTransform(transform) for transform in chain]
 
 
 def require_ivf(factory: str, dim: int) -> Any:

@@ -38,8 +38,8 @@ class IndexStats:
         setting: what was asked for: "auto", "flat" or a factory string.
         kind: what is in use: "flat" (exact) or the factory string of an IVF index.
         items: in the index.
-        nprobe, recall, ms: of an IVF index: lists that are probed, and the recall@10 and
-            milliseconds a query (one at a time) measured when it was built.
+        nprobe, recall, ms: of an IVF index: lists that a query probes on average, and the
+            recall@10 and milliseconds a query (one at a time) measured when it was built.
         curve: all that was measured then: nprobe, factor (candidates a result), recall, its
             standard error, ms.
         seconds: of building, by part. building: whether another one is being built.

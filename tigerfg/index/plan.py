@@ -16,7 +16,7 @@ ROW_BYTES = 9  # an item beside an IVF index: its place in the vectors file, and
 _CODES = (("RaBitQfs2", 2, 20), ("RaBitQfs", 1, 8))
 # From so many lists on, their centres are searched by a graph: of 4,096, it takes a third of the
 # time of comparing them all, and recall stays the same. Its bytes a centre.
-_GRAPH_FROM, _GRAPH, _GRAPH_BYTES = 2048, "_HNSW32", 300
+_GRAPH_FROM, _GRAPH, _GRAPH_BYTES = 2048, "_HNSW16", 160
 
 
 @dataclass(frozen=True)
