@@ -6,8 +6,9 @@ Vectors: the embeddings of a suite's pictures by the shipped `tiny` (`tigerfg su
 --eval 5000`), and, to get to millions, children of them: an item moved along the difference of two
 of its near neighbours, so that clusters and local directions are those of real embeddings. Queries:
 the suite's query photos, which no index has seen. Every contender runs in the same process on the
-same vectors, one after the other; a point is the cheapest setting that reaches a recall. What was
-built is kept in --out.
+same vectors; a point is the cheapest setting that reaches a recall, measured again in rounds that
+go through all contenders, since what else the machine does changes by the minute (not with --apart,
+for more vectors than memory holds five times). What was built is kept in --out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,8 @@ QUERIES, BATCH = 1000, 64
 NEAR = 8  # neighbours whose differences move a child
 AT_ONCE, BLOCK = 4096, 65_536
 SLOTS = 10_000
-MOST_PROBED = 128
+MOST_PROBED = 32
+ROUNDS, ROUND_S = 7, 1
 MOST_S = 20
 OURS = "tigerfg"
 Search = Callable[[np.ndarray], np.ndarray]  # queries (B, E) -> ids (B, K)
@@ -136,7 +138,7 @@ class Contender(NamedTuple):
     """An index that was built: its searches by setting, cheapest first, and what it costs."""
 
     name: str
-    settings: Iterable[tuple[str, Search]]
+    settings: list[tuple[str, Search]]
     build_s: float
     bytes_item: float
     note: str = ""
@@ -169,17 +171,15 @@ def ours(vectors: np.ndarray, out: Path, factory: str) -> Contender:
             index.save()
     seconds = sum(index.notes["seconds"].values())
     size = (folder / INDEX_FILE).stat().st_size + ROW_BYTES * len(vectors)
-
-    def settings() -> Iterator[tuple[str, Search]]:
-        chosen = {p["factor"] for p in index.notes["curve"]}
-        for factor in sorted(chosen):
-            nprobe = 1
-            while nprobe <= min(index.lists, MOST_PROBED):
-                yield f"nprobe {nprobe}, {factor} candidates", searcher(index, nprobe, factor)
-                nprobe = next_nprobe(nprobe)
-        store.close()
-
-    return Contender(f"{OURS} {factory}", settings(), seconds, size / len(vectors), "rows mapped")
+    store.close()
+    settings = []
+    for factor in sorted({p["factor"] for p in index.notes["curve"]}):
+        nprobe = 1
+        while nprobe <= min(index.lists, MOST_PROBED):
+            name = f"nprobe {nprobe}, {factor} candidates"
+            settings.append((name, searcher(index, nprobe, factor)))
+            nprobe = next_nprobe(nprobe)
+    return Contender(f"{OURS} {factory}", settings, seconds, size / len(vectors), "rows mapped")
 
 
 def document(number: int, rng: np.random.Generator) -> str:
@@ -271,25 +271,52 @@ def measure(search: Search, queries: np.ndarray, truth: np.ndarray, setting: str
     return Point(setting, sum(hits) / truth.size, one, batch)
 
 
-def milliseconds(search: Search, queries: np.ndarray, batch: int) -> float:
-    """Median a query."""
+def milliseconds(search: Search, queries: np.ndarray, batch: int, most_s: float = MOST_S) -> float:
+    """Median a query, over 300 calls unless that takes too long."""
     taken: list[float] = []
     for n in range(0, len(queries) - batch + 1, batch):
         started = time.perf_counter()
         search(queries[n : n + batch])
         taken.append((time.perf_counter() - started) / batch)
-        if len(taken) >= 300 or sum(taken) * batch > MOST_S:
+        if len(taken) >= 300 or sum(taken) * batch > most_s:
             break
     return 1e3 * float(np.median(taken))
 
 
 def curve(contender: Contender, queries: np.ndarray, truth: np.ndarray) -> list[Point]:
-    """Points up to the highest recall that is asked for."""
+    """All settings, one after the other."""
     points = []
     for setting, search in contender.settings:
         points.append(measure(search, queries, truth, setting))
         print(f"{contender.name}: {points[-1]}", flush=True)
     return points
+
+
+def cheapest(points: list[Point], recall: float) -> Point | None:
+    good = [point for point in points if point.recall >= recall]
+    return min(good, key=lambda point: point.ms_one, default=None)
+
+
+def side_by_side(
+    contenders: list[tuple[Contender, list[Point]]], queries: np.ndarray
+) -> list[dict[str, Point | None]]:
+    """By recall, the cheapest point of every contender, its times the medians of the rounds."""
+    best: list[dict[str, Point | None]] = [{} for _ in contenders]
+    for recall in RECALLS:
+        chosen = [cheapest(points, recall) for _, points in contenders]
+        times: list[list[tuple[float, float]]] = [[] for _ in contenders]
+        for _ in range(ROUNDS):
+            for (contender, _), point, taken in zip(contenders, chosen, times, strict=True):
+                if point is not None:
+                    search = dict(contender.settings)[point.setting]
+                    one = milliseconds(search, queries, 1, ROUND_S)
+                    taken.append((one, milliseconds(search, queries, BATCH, ROUND_S)))
+        for row, point, taken in zip(best, chosen, times, strict=True):
+            if point is not None:
+                one, batch = np.median(taken, axis=0).tolist()
+                point = point._replace(ms_one=one, ms_batch=batch)
+            row[str(recall)] = point
+    return best
 
 
 def main() -> int:
@@ -300,6 +327,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of a search")
     parser.add_argument("--build-threads", type=int, help="all cores unless told")
     parser.add_argument("--construction", type=int, default=200, help="efConstruction of HNSW")
+    parser.add_argument("--apart", action="store_true", help="one in memory at a time")
     parser.add_argument("--factory", nargs="*", help="of ours; what auto takes, and PQ64")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
@@ -320,6 +348,7 @@ def main() -> int:
         *(lambda d=d: usearch(vectors, options.out, d, building) for d in ("f16", "i8")),
     ]
     rows: list[dict[str, Any]] = []
+    held: list[tuple[Contender, list[Point]]] = []
     for make in makers:
         faiss.omp_set_num_threads(building)
         contender = make()
@@ -329,26 +358,34 @@ def main() -> int:
         points = curve(contender, queries, truth)
         row = {"name": contender.name, "build_s": contender.build_s, "note": contender.note}
         row |= {"bytes_item": contender.bytes_item, "curve": [p._asdict() for p in points]}
+        row["best"] = written({str(recall): cheapest(points, recall) for recall in RECALLS})
         rows.append(row)
+        if not options.apart:
+            held.append((contender, points))
         del contender
         gc.collect()
-        content = {"items": options.items, "real": len(items), "queries": len(queries)}
-        content |= {"threads": options.threads, "build_threads": building}
-        content |= {"conditions": conditions(), "rows": rows}
-        file = options.results / f"index_{options.items}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=1) + "\n")
+    for row, best in zip(rows, side_by_side(held, queries), strict=not options.apart):
+        row["best"] = written(best)
+    content = {"items": options.items, "real": len(items), "queries": len(queries)}
+    content |= {"threads": options.threads, "build_threads": building}
+    content |= {"rounds": 0 if options.apart else ROUNDS}
+    content |= {"conditions": conditions(), "rows": rows}
+    file = options.results / f"index_{options.items}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1) + "\n")
     print(table(rows))
     return 0
+
+
+def written(best: dict[str, Point | None]) -> dict[str, Any]:
+    return {recall: None if point is None else point._asdict() for recall, point in best.items()}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     body = []
     for row in rows:
         cells = [row["name"], f"{row['bytes_item']:.0f}", f"{row['build_s']:.0f}"]
-        for wanted in RECALLS:
-            good = [p for p in row["curve"] if p["recall"] >= wanted]
-            best = min(good, key=lambda p: p["ms_one"], default=None)
+        for best in row["best"].values():
             cells.append(f"{best['ms_one']:.3f} / {best['ms_batch']:.3f}" if best else "–")
         body.append(cells)
     heads = ["", "bytes an item", "build s", *(f"recall@10 {r:.2f}" for r in RECALLS)]

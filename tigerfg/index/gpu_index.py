@@ -24,6 +24,7 @@ from tigerfg.index.build import tuning_queries
 from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import MOST, DeviceIndex, Gpus, code_bytes
 from tigerfg.index.ivf import IvfIndex
+from tigerfg.index.least_nprobe import NEAREST, least_nprobe
 from tigerfg.index.plan import list_count
 from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
@@ -32,7 +33,6 @@ from tigerfg.index.vectors import BLOCK, VectorRows
 ADDED = 4 * BLOCK  # at once: faiss visits most lists in every call
 TRAINED_ON = 64  # vectors a list
 SAMPLE = 256  # stored vectors that nprobe is tuned with
-NEAREST = 10
 FACTOR = 20  # candidates a result, of product codes
 PAIRS = 1 << 25  # candidates of all probed lists at once: faiss has 12 bytes for each
 SPARE = 1.5  # asked for beyond the expected number, where some are dropped
@@ -243,24 +243,14 @@ class GpuIndex:
         queries, own = tuning_queries(self._store.queries(), self._rows, sample)
         wanted = min((NEAREST + 1) * self._factor, MOST)
 
-        def neighbours(nprobe: int) -> list[set[int]]:
+        def found(nprobe: int) -> list[list[int]]:
             ids = self._ask(queries, wanted, nprobe)[1]
             if self._factor > 1:
                 ids = refined(self._rows, queries, ids, NEAREST + 1)[1]
-            return [
-                set([i for i in line if i not in (item, -1)][:NEAREST])
-                for line, item in zip(ids.tolist(), own.tolist(), strict=True)
-            ]
+            return [[i for i in line if i >= 0] for line in ids.tolist()]
 
-        truth = neighbours(most)
-        wanted_hits = max(1, sum(map(len, truth)))
-        nprobe = 1
-        while True:
-            nprobe = min(nprobe, most)
-            hits = sum(len(a & b) for a, b in zip(truth, neighbours(nprobe), strict=True))
-            if hits >= target * wanted_hits or nprobe == most:
-                return nprobe, hits / wanted_hits
-            nprobe *= 2
+        *_, best = least_nprobe(found, own.tolist(), most, target)
+        return best
 
     def close(self) -> None:
         """Give the GPUs' memory back."""

@@ -206,14 +206,14 @@ class MilvusCollection:
         self.require_writer("build an index")
         started = time.perf_counter()
         self._table.build_index()
-        own: list[str | None]
-        if queries is None or not len(queries):
-            sample = self.sample(SAMPLE, 0)
-            queries = np.array([item.vector for item in sample])
-            own = [item.document["item_id"] for item in sample]
-        else:
-            own = [None] * len(queries)
-        if self._index.lists and len(queries) and len(self):
+        if self._index.lists and len(self):
+            own: list[str | None]
+            if queries is None or not len(queries):
+                sample = self.sample(SAMPLE, 0)
+                queries = np.array([item.vector for item in sample])
+                own = [item.document["item_id"] for item in sample]
+            else:
+                own = [None] * len(queries)
             tuned = measure(
                 lambda vectors, k, nprobe: self._table.nearest(vectors, k, "", self._index, nprobe),
                 queries,
