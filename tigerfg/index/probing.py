@@ -17,6 +17,7 @@ MOST = 4  # times nprobe: lists of one query
 # Asking for more than one centre in so many, a graph of them takes longer than comparing them all
 # (and does not find all).
 SCANNED = 32
+WIDER = 1.5  # centres that a search of the graph keeps beyond those asked for, lest it miss the last
 
 
 class Probing:
@@ -28,6 +29,7 @@ class Probing:
 
     def __init__(self, faiss: Any, ivf: Any, margins: Sequence[tuple[int, float]]) -> None:
         self._ivf = ivf
+        self._centres = faiss.downcast_index(ivf.quantizer)
         self._all = centres_behind(faiss, ivf)
         self._steps = tuple(np.array(column, np.float64) for column in zip(*margins, strict=True))
 
@@ -41,8 +43,13 @@ class Probing:
         """
         count = self._ivf.nlist
         most = min(math.ceil(MOST * nprobe), count)
-        graph = self._all is None or most <= count // SCANNED
-        scores, lists = (self._ivf.quantizer if graph else self._all).search(queries, most)
+        if self._all is None:
+            scores, lists = self._centres.search(queries, most)
+        elif most > count // SCANNED:
+            scores, lists = self._all.search(queries, most)
+        else:
+            self._centres.hnsw.efSearch = math.ceil(WIDER * most)
+            scores, lists = self._centres.search(queries, most)
         if nprobe < count:
             lists[away(scores) > np.interp(nprobe, *self._steps)] = -1
         return lists, scores
