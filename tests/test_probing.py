@@ -14,7 +14,7 @@ from test_index import DIM, FACTORIES, LISTS, as_stored, create, records, vector
 from tigerfg.index import ivf
 from tigerfg.index.collection import Collection
 from tigerfg.index.plan import IndexSettings
-from tigerfg.index.probing import MOST, Probing, measured_margins
+from tigerfg.index.probing import MOST, Holding, Probing, measured_margins
 
 ITEMS = 3000
 
@@ -127,24 +127,61 @@ def test_the_best_of_the_chosen_lists_are_found(tmp_path: Path, factory: str) ->
                 np.testing.assert_array_equal(index.search(query[None], 10)[1][0], best)
 
 
-def test_a_filter_probes_more_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filter_leaves_as_many_vectors_to_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More lists where it leaves something in all of them, no more where it leaves whole lists."""
     monkeypatch.setattr(ivf, "EXACT_MOST", 0)
     with built(tmp_path / "cat", FACTORIES[0]) as collection:
         index = collection._keeper.current()
         index.notes |= {"nprobe": 2, "factor": 2}
-        asked: list[float] = []
+        asked: list[tuple[float, int | None]] = []
         choose = index._probing.choose
 
-        def seen(queries: np.ndarray, nprobe: float) -> tuple[np.ndarray, np.ndarray]:
-            asked.append(nprobe)
-            return choose(queries, nprobe)
+        def seen(queries: np.ndarray, nprobe: float, among: Holding | None) -> tuple:
+            asked.append((nprobe, among and among.count))
+            return choose(queries, nprobe, among)
 
         monkeypatch.setattr(index._probing, "choose", seen)
-        allowed = np.arange(2, ITEMS, 6)  # half of the items that are left, or nearly
-        allowed = allowed[(allowed - 1) % 3 != 0]
-        index.search(vectors(3, seed=3), 5, allowed)
-        assert asked[0] == pytest.approx(2 * len(index) / len(allowed))
-        assert MOST * asked[0] > MOST * 2
+        live = np.flatnonzero(index._live)
+        half = live[::2]
+        index.search(vectors(3, seed=3), 5, half)
+        assert asked.pop() == (pytest.approx(2 * len(live) / len(half)), None)
+        whole = live[np.isin(index._list_of[live], [3, 4, 5, 6])]
+        index.search(vectors(3, seed=3), 5, whole)
+        share = (len(live) / LISTS) / (len(whole) / 4)
+        assert asked.pop() == (pytest.approx(2 * share), 4)
+
+
+@pytest.mark.parametrize("factory", [*FACTORIES, f"IVF{LISTS},SQfp16"])
+def test_what_a_filter_leaves_far_away_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str
+) -> None:
+    """Items of a few lists, added and removed since, for queries that are near others."""
+    monkeypatch.setattr(ivf, "EXACT_MOST", 0)
+    with built(tmp_path / "cat", factory) as collection:
+        more = vectors(600, seed=8)
+        collection.put(records(ITEMS, more))
+        collection.delete(f"i{n}" for n in range(1, ITEMS, 3))
+        index = collection._keeper.current()
+        index.notes |= {"nprobe": 1, "factor": 1000}
+        live = np.flatnonzero(index._live)
+        far = live[np.isin(index._list_of[live], [1, 2])]
+        assert (far > ITEMS).any()
+        values = as_stored(np.concatenate([vectors(ITEMS), more]))
+        queries = vectors(40, seed=3)
+        near = faiss.extract_index_ivf(index._index).quantizer
+        inner = index._transformed(queries)
+        queries = queries[~np.isin(near.assign(inner, 2), [1, 2]).any(axis=1)]
+        assert len(queries) > 10
+        # the ids of added items follow those of two kinds of deletions
+        names = [int(d["n"]) for d in collection.documents()]
+        number = dict(zip(live.tolist(), names, strict=True))
+        scores = queries @ values[[number[i] for i in far.tolist()]].T
+        best = np.sort(far[np.argsort(-scores, axis=1, kind="stable")[:, :10]], axis=1)
+        found = np.sort(index.search(queries, 10, far)[1], axis=1)
+        same = [len(set(a) & set(b)) for a, b in zip(best.tolist(), found.tolist(), strict=True)]
+        assert sum(same) >= 0.9 * best.size
 
 
 def test_one_result_is_the_best_of_as_many_candidates_as_ten(tmp_path: Path) -> None:

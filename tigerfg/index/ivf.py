@@ -8,13 +8,14 @@ that k results come back, until the index is built anew.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tigerfg.errors import InputError
 from tigerfg.index.derived import Loaded, import_faiss, load_index, save_index
-from tigerfg.index.probing import MOST, Probing
+from tigerfg.index.probing import MOST, Holding, Probing
 from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
@@ -48,10 +49,12 @@ class IvfIndex:
         self._probing = Probing(self._faiss, self._ivf, self.notes["margins"])
         self._parameters: tuple[Any, ...] | None = None  # lists, bitmap, faiss's
         self._live = np.zeros(0, bool)  # by internal id
+        self._list_of = np.zeros(0, np.min_scalar_type(self._ivf.nlist - 1))  # by internal id
         self._packed: np.ndarray | None = None  # bitmap of the live ids, when it is needed
-        self._filtered: tuple[np.ndarray, np.ndarray] | None = None  # last filter's ids and bitmap
+        self._filtered: tuple[np.ndarray, _Selection] | None = None  # the last filter's
         self._count = self._dead = 0
-        self._mark(_ids_of(self._faiss, self._ivf))
+        for number, ids in _lists_of(self._faiss, self._ivf):
+            self._mark(ids, number)
         self.sync()
 
     @classmethod
@@ -108,7 +111,7 @@ class IvfIndex:
         for ids, vectors in self._store.vectors_since(self._number):
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             self._index.add_with_ids(vectors, ids)
-            self._mark(ids)
+            self._mark(ids, self._ivf.quantizer.assign(self._transformed(vectors), 1)[:, 0])
             self._number = int(ids[-1])
         self._number = number
 
@@ -131,20 +134,22 @@ class IvfIndex:
             )
         tuned = self.notes["factor"] * max(k, NEIGHBOURS)
         wanted = min(total, max(k, min(tuned, CANDIDATES)))
-        bits = self._bits(allowed)
-        # as many candidates that may come back as without a filter
-        nprobe = min(self.notes["nprobe"] * self._count / total, self._ivf.nlist)
+        selection = self._selection(allowed)
+        # as many vectors that may come back as without a filter
+        lists = self.lists if selection.among is None else selection.among.count
+        nprobe = self.notes["nprobe"] * (self._count / self.lists) / (total / lists)
+        nprobe = min(max(nprobe, 1), lists)
         while True:
-            ids = self._candidates(queries, wanted, nprobe, bits)
-            if nprobe == self._ivf.nlist or (ids[:, k - 1] >= 0).all():
+            ids = self._candidates(queries, wanted, nprobe, selection)
+            if nprobe == lists or (ids[:, k - 1] >= 0).all():
                 break
-            nprobe = min(MOST * nprobe, self._ivf.nlist)
+            nprobe = min(MOST * nprobe, lists)
         return refined(self.rows, queries, ids, k)
 
     def purge(self) -> None:
         """Take the tombstones out of the inverted lists."""
         if self._dead:
-            held = _ids_of(self._faiss, self._ivf)
+            held = np.concatenate([ids for _, ids in _lists_of(self._faiss, self._ivf)])
             self._index.remove_ids(held[~self._live[held]])
             self._dead = 0
 
@@ -161,13 +166,17 @@ class IvfIndex:
             Loaded(self._index, self._number, self.notes),
         )
 
+    def _transformed(self, vectors: np.ndarray) -> np.ndarray:
+        for transform in self._transforms:
+            vectors = transform.apply(vectors)
+        return vectors
+
     def _candidates(
-        self, queries: np.ndarray, wanted: int, nprobe: float, bits: np.ndarray | None
+        self, queries: np.ndarray, wanted: int, nprobe: float, selection: _Selection
     ) -> np.ndarray:
         """Ids int64 (B, wanted) by their codes, -1 where the probed lists hold fewer."""
-        for transform in self._transforms:
-            queries = transform.apply(queries)
-        lists, scores = self._probing.choose(queries, nprobe)
+        queries, bits = self._transformed(queries), selection.bits
+        lists, scores = self._probing.choose(queries, nprobe, selection.among)
         last = self._parameters  # again where nothing changed: making them takes a while
         if last is None or last[0] != lists.shape[1] or last[1] is not bits:
             options = {} if bits is None else {"sel": self._faiss.IDSelectorBitmap(bits)}
@@ -190,27 +199,41 @@ class IvfIndex:
         )
         return found
 
-    def _mark(self, ids: np.ndarray) -> None:
+    def _mark(self, ids: np.ndarray, lists: np.ndarray | int) -> None:
         if len(ids) and (highest := int(ids.max())) >= len(self._live):
-            grown = np.zeros(max(2 * len(self._live), highest + 1), bool)
-            grown[: len(self._live)] = self._live
-            self._live = grown
-        self._live[ids] = True
+            size = max(2 * len(self._live), highest + 1)
+            self._live, self._list_of = _grown(self._live, size), _grown(self._list_of, size)
+        self._live[ids], self._list_of[ids] = True, lists
         self._packed = None
         self._count += len(ids)
 
-    def _bits(self, allowed: np.ndarray | None) -> np.ndarray | None:
-        """The bitmap of ids that may come back, None for all."""
+    def _selection(self, allowed: np.ndarray | None) -> _Selection:
+        """What may come back: the live ids, or the allowed ones."""
         if allowed is None:
             if self._packed is None and self._dead:
                 self._packed = np.packbits(self._live, bitorder="little")
-            return self._packed if self._dead else None
+            return _Selection(self._packed if self._dead else None, None)
         last = self._filtered
         if last is None or last[0] is not allowed or allowed.flags.writeable:
             mask = np.zeros_like(self._live)
             mask[allowed] = True
-            last = self._filtered = allowed, np.packbits(mask, bitorder="little")
+            held = np.bincount(self._list_of[allowed], minlength=self.lists)
+            bits = np.packbits(mask, bitorder="little")
+            last = self._filtered = allowed, _Selection(bits, self._probing.holding(held))
         return last[1]
+
+
+class _Selection(NamedTuple):
+    """Items that may come back: a bitmap of their ids and their lists, None for all."""
+
+    bits: np.ndarray | None
+    among: Holding | None
+
+
+def _grown(values: np.ndarray, size: int) -> np.ndarray:
+    grown = np.zeros(size, values.dtype)
+    grown[: len(values)] = values
+    return grown
 
 
 def transforms_of(index: Any) -> list[Any]:
@@ -251,14 +274,12 @@ def list_count_of(index: Any) -> int:
     return import_faiss().extract_index_ivf(index).nlist
 
 
-def _ids_of(faiss: Any, ivf: Any) -> np.ndarray:
-    """The ids in the inverted lists."""
+def _lists_of(faiss: Any, ivf: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Every list that is not empty, and the ids in it."""
     lists = ivf.invlists
-    parts = []
     for number in range(ivf.nlist):
         if size := lists.list_size(number):
-            parts.append(faiss.rev_swig_ptr(lists.get_ids(number), size).copy())
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+            yield number, faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
 
 
 def _best(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

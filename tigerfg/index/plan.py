@@ -10,7 +10,7 @@ from tigerfg.errors import InputError
 FLAT, AUTO = "flat", "auto"
 FLAT_MOST = 20_000  # items up to which "auto" scans them all
 ID_BYTES = 8
-ROW_BYTES = 9  # an item beside an IVF index: its place in the vectors file, and whether it lives
+ROW_BYTES = 11  # an item beside an IVF index: its place in the vectors file, its list, its life
 # Codes of `auto`, the best first: bits a dimension, and bytes of factors besides. RaBitQ (Gao &
 # Long 2024, arXiv 2405.12497) needs no codebook.
 _CODES = (("RaBitQfs2", 2, 20), ("RaBitQfs", 1, 8))
