@@ -32,7 +32,8 @@ SHARES = (0.5, 0.1, 0.01, 0.001, 0.0001)
 QUERIES, UPDATES = 100, 50
 PHOTOS, SAMPLE = 1000, 300  # that recall is measured with, and others to tune with
 OPENING = """
-import sys, time, resource
+import re, sys, time
+from pathlib import Path
 import numpy as np
 from tigerfg.index.collection import Collection
 queries = np.load(sys.argv[2])
@@ -41,7 +42,8 @@ collection = Collection.open(sys.argv[1], read_only=True)
 opened = time.perf_counter()
 collection.search(queries[:1], 10)
 searched = time.perf_counter()
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# not ru_maxrss, which a process has from the one that started it
+memory = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 print(opened - started, searched - started, memory / 1024)
 """
 

@@ -375,9 +375,8 @@ def test_the_point_that_is_chosen(
         return Point(nprobe, factor, recalls[known], 0.006, float(nprobe))
 
     monkeypatch.setattr("tigerfg.index.build.FACTORS", (3,))
-    monkeypatch.setattr("tigerfg.index.build.exact_neighbours", lambda *_: None)
     monkeypatch.setattr("tigerfg.index.build._measure", measured)
-    point, curve = tune(Index(), None, np.arange(9), vectors(9), np.arange(9), 0.95)
+    point, curve = tune(Index(), vectors(9), np.arange(9), np.zeros((9, 10)), 0.95)
     assert point.nprobe == chosen
     assert len({p.nprobe for p in curve}) == len(curve)
 

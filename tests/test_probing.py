@@ -13,8 +13,9 @@ from test_index import DIM, FACTORIES, LISTS, as_stored, create, records, vector
 
 from tigerfg.index import ivf
 from tigerfg.index.collection import Collection
+from tigerfg.index.factory import transforms_of
 from tigerfg.index.plan import IndexSettings
-from tigerfg.index.probing import MOST, Holding, Probing, measured_margins
+from tigerfg.index.probing import MOST, Probing, from_score, measured_margins
 
 ITEMS = 3000
 
@@ -75,12 +76,31 @@ def test_so_many_lists_on_average_and_the_nearest(metric: int, lists: int) -> No
 def test_lists_between_two_steps() -> None:
     index, queries = trained(faiss.METRIC_INNER_PRODUCT), vectors(200, seed=2)
     chooser = Probing(faiss, index, measured_margins(faiss, index, queries))
-    probed = [(chooser.choose(queries, n)[0] >= 0).sum() / 200 for n in (4, 5.3, 6.5, 8)]
-    assert probed[0] == 4
-    assert probed[3] == 8
+    probed = [(chooser.choose(queries, n)[0] >= 0).sum() / 200 for n in range(4, 9)]
     assert probed == sorted(probed)
-    assert probed[1] == pytest.approx(5.3, abs=0.7)
-    assert probed[2] == pytest.approx(6.5, abs=0.7)
+    assert probed == pytest.approx([4, 5, 6, 7, 8], abs=0.7)
+
+
+@pytest.mark.parametrize("lists", [1, 3, 40])
+def test_by_score_the_same_lists(lists: int) -> None:
+    """And with some of them only, those that these would take alone."""
+    index, queries = trained(faiss.METRIC_INNER_PRODUCT, lists), vectors(60, seed=2)
+    chooser = Probing(faiss, index, measured_margins(faiss, index, queries))
+    for nprobe in (1, 2, 7, lists):
+        expected = chooser.choose(queries, min(nprobe, lists))[0]
+        scores = chooser.scores(queries)
+        chosen, values = from_score(scores, chooser.least(scores, min(nprobe, lists)))
+        for line, row, known, wanted in zip(chosen, values, scores, expected, strict=True):
+            assert set(line.tolist()) - {-1} == set(wanted.tolist()) - {-1}
+            np.testing.assert_array_equal(row[line >= 0], known[line[line >= 0]])
+    held = np.arange(lists) % 3 == 0
+    scores = chooser.scores(queries, held)
+    chosen, _ = from_score(scores, chooser.least(scores, int(held.sum())))
+    assert (np.sort(chosen, axis=1) == np.flatnonzero(held)).all()
+    chosen, _ = from_score(scores, chooser.least(scores, 1))
+    best = np.where(held, queries @ index.quantizer.reconstruct_n(0, lists).T, -9).argmax(axis=1)
+    assert (chosen == best[:, None]).any(axis=1).all()
+    assert (chosen >= 0).sum(axis=1).max() <= MOST
 
 
 def test_a_query_between_clusters_probes_more() -> None:
@@ -102,7 +122,7 @@ def test_the_best_of_the_chosen_lists_are_found(tmp_path: Path, factory: str) ->
         everything = faiss.extract_index_ivf(index._index)
         queries = vectors(50, seed=3)
         inner = queries
-        for transform in ivf.transforms_of(index._index):
+        for transform in transforms_of(index._index):
             inner = transform.apply(inner)
         allowed = np.setdiff1d(np.arange(ITEMS), np.arange(0, ITEMS, 3)) + 1
         scores = queries @ as_stored(vectors(ITEMS)).T
@@ -127,61 +147,57 @@ def test_the_best_of_the_chosen_lists_are_found(tmp_path: Path, factory: str) ->
                 np.testing.assert_array_equal(index.search(query[None], 10)[1][0], best)
 
 
-def test_a_filter_leaves_as_many_vectors_to_look_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """More lists where it leaves something in all of them, no more where it leaves whole lists."""
-    monkeypatch.setattr(ivf, "EXACT_MOST", 0)
-    with built(tmp_path / "cat", FACTORIES[0]) as collection:
-        index = collection._keeper.current()
-        index.notes |= {"nprobe": 2, "factor": 2}
-        asked: list[tuple[float, int | None]] = []
-        choose = index._probing.choose
-
-        def seen(queries: np.ndarray, nprobe: float, among: Holding | None) -> tuple:
-            asked.append((nprobe, among and among.count))
-            return choose(queries, nprobe, among)
-
-        monkeypatch.setattr(index._probing, "choose", seen)
-        live = np.flatnonzero(index._live)
-        half = live[::2]
-        index.search(vectors(3, seed=3), 5, half)
-        assert asked.pop() == (pytest.approx(2 * len(live) / len(half)), None)
-        whole = live[np.isin(index._list_of[live], [3, 4, 5, 6])]
-        index.search(vectors(3, seed=3), 5, whole)
-        share = (len(live) / LISTS) / (len(whole) / 4)
-        assert asked.pop() == (pytest.approx(2 * share), 4)
-
-
 @pytest.mark.parametrize("factory", [*FACTORIES, f"IVF{LISTS},SQfp16"])
-def test_what_a_filter_leaves_far_away_is_found(
+def test_what_a_filter_leaves_is_found_however_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str
 ) -> None:
-    """Items of a few lists, added and removed since, for queries that are near others."""
+    """At random, on the queries' other side, or lists far from them; items added, items removed."""
     monkeypatch.setattr(ivf, "EXACT_MOST", 0)
     with built(tmp_path / "cat", factory) as collection:
         more = vectors(600, seed=8)
         collection.put(records(ITEMS, more))
         collection.delete(f"i{n}" for n in range(1, ITEMS, 3))
         index = collection._keeper.current()
-        index.notes |= {"nprobe": 1, "factor": 1000}
+        index.notes |= {"nprobe": 1, "factor": 100}
         live = np.flatnonzero(index._live)
-        far = live[np.isin(index._list_of[live], [1, 2])]
-        assert (far > ITEMS).any()
-        values = as_stored(np.concatenate([vectors(ITEMS), more]))
+        numbers = [document["n"] for document in collection.documents()]
+        values = as_stored(np.concatenate([vectors(ITEMS), more])[numbers])
         queries = vectors(40, seed=3)
-        near = faiss.extract_index_ivf(index._index).quantizer
-        inner = index._transformed(queries)
-        queries = queries[~np.isin(near.assign(inner, 2), [1, 2]).any(axis=1)]
-        assert len(queries) > 10
-        # the ids of added items follow those of two kinds of deletions
-        names = [int(d["n"]) for d in collection.documents()]
-        number = dict(zip(live.tolist(), names, strict=True))
-        scores = queries @ values[[number[i] for i in far.tolist()]].T
-        best = np.sort(far[np.argsort(-scores, axis=1, kind="stable")[:, :10]], axis=1)
-        found = np.sort(index.search(queries, 10, far)[1], axis=1)
-        same = [len(set(a) & set(b)) for a, b in zip(best.tolist(), found.tolist(), strict=True)]
-        assert sum(same) >= 0.9 * best.size
+        side = values @ queries.mean(axis=0)
+        rng = np.random.default_rng(0)
+        for left in (
+            rng.random(len(live)) < 0.3,
+            side < np.quantile(side, 0.2),
+            np.isin(index._list_of[live], [1, 2]),
+        ):
+            allowed = live[left]
+            assert index._list_of[allowed].max() > 0
+            best = allowed[np.argsort(-(queries @ values[left].T), axis=1)[:, :10]]
+            for found in (
+                index.search(queries, 10, allowed)[1],
+                np.concatenate([index.search(one[None], 10, allowed)[1] for one in queries]),
+            ):
+                same = [len(set(a) & set(b)) for a, b in zip(best, found, strict=True)]
+                assert sum(same) >= 0.95 * best.size
+                assert np.isin(found, allowed).all()
+
+
+def test_how_far_lists_reach_beyond_the_last_result(tmp_path: Path) -> None:
+    with built(tmp_path / "cat", f"IVF{LISTS},SQfp16") as collection:
+        index = collection._keeper.current()
+        queries = as_stored(vectors(50, seed=3))
+        near = index.search(queries, 10)[1]
+        centres = index._ivf.quantizer.reconstruct_n(0, LISTS)
+        angle = np.arccos(queries @ centres.T)
+        beyond = np.take_along_axis(angle, index._list_of[near].astype(np.int64), 1)
+        last = index.rows.get(near[:, -1])
+        beyond -= np.arccos((queries * last).sum(axis=1))[:, None]
+        for share in (0.5, 0.9, 1.0):
+            reach = index.reach(queries, near, share)
+            assert reach == pytest.approx(max(0, np.quantile(beyond, share)), abs=1e-4)
+        near[:25, 4:] = -1  # fewer neighbours, a nearer last one
+        assert index.reach(queries, near, 1.0) > 0
+        assert index.reach(queries, np.full((50, 10), -1), 0.9) == np.pi
 
 
 def test_one_result_is_the_best_of_as_many_candidates_as_ten(tmp_path: Path) -> None:

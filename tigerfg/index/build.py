@@ -11,7 +11,8 @@ import numpy as np
 
 from tigerfg.errors import InputError
 from tigerfg.index.derived import Loaded, import_faiss
-from tigerfg.index.ivf import NEIGHBOURS, IvfIndex, require_ivf, transforms_of
+from tigerfg.index.factory import require_ivf, transforms_of
+from tigerfg.index.ivf import NEIGHBOURS, IvfIndex
 from tigerfg.index.probing import measured_margins
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
@@ -89,7 +90,9 @@ def build(
         "curve": [],
     }
     built = IvfIndex(store, rows, Loaded(index, store.number, notes))
-    chosen, curve = tune(built, rows, ids, queries, own, target_recall)
+    truth = exact_neighbours(rows, ids, own, queries)
+    built.notes["reach"] = built.reach(queries, truth, (1 + target_recall) / 2)
+    chosen, curve = tune(built, queries, own, truth, target_recall)
     built.notes |= {
         "nprobe": chosen.nprobe,
         "factor": chosen.factor,
@@ -134,19 +137,13 @@ def tuning_queries(
 
 
 def tune(
-    index: IvfIndex,
-    rows: VectorRows,
-    ids: np.ndarray,
-    queries: np.ndarray,
-    own: np.ndarray,
-    target: float,
+    index: IvfIndex, queries: np.ndarray, own: np.ndarray, truth: np.ndarray, target: float
 ) -> tuple[Point, list[Point]]:
     """The cheapest measured point that reaches the target, and the whole curve.
 
     Args:
-        queries, own: as `tuning_queries` gives them.
+        queries, own: as `tuning_queries` gives them. truth: their nearest, see `exact_neighbours`.
     """
-    truth = exact_neighbours(rows, ids, own, queries)
     curve: list[Point] = []
     for factor in FACTORS:
         nprobe, recalls = 1, {}

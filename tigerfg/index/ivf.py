@@ -8,14 +8,15 @@ that k results come back, until the index is built anew.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from tigerfg.errors import InputError
 from tigerfg.index.derived import Loaded, import_faiss, load_index, save_index
-from tigerfg.index.probing import MOST, Holding, Probing
+from tigerfg.index.factory import transforms_of
+from tigerfg.index.probing import MOST, Probing, from_score
 from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
@@ -23,6 +24,7 @@ from tigerfg.index.vectors import VectorRows
 INDEX_FILE = "ivf.index"
 NEIGHBOURS = 10  # results for which recall is measured and the number of candidates tuned
 EXACT_MOST = 4096  # allowed items up to which their vectors are simply compared
+AT_ONCE = 1 << 22  # scores of centres in memory, behind a filter
 CANDIDATES = 5000  # a query; more only if k is larger
 
 logger = logging.getLogger("tigerfg")
@@ -36,8 +38,8 @@ class IvfIndex:
     Attributes:
         rows: the stored vectors.
         notes: how it was built: factory, nprobe (lists a query on average), margins (see
-            `probing`), factor (candidates a wanted result, `NEIGHBOURS` at least), trained (items
-            then), target_recall, and the measured curve.
+            `probing`), reach (see `IvfIndex.reach`), factor (candidates a wanted result, of
+            `NEIGHBOURS` at least), trained (items then), target_recall, and the measured curve.
     """
 
     def __init__(self, store: Store, rows: VectorRows, loaded: Loaded) -> None:
@@ -51,7 +53,9 @@ class IvfIndex:
         self._live = np.zeros(0, bool)  # by internal id
         self._list_of = np.zeros(0, np.min_scalar_type(self._ivf.nlist - 1))  # by internal id
         self._packed: np.ndarray | None = None  # bitmap of the live ids, when it is needed
-        self._filtered: tuple[np.ndarray, _Selection] | None = None  # the last filter's
+        self._filtered: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = (
+            None  # the last filter's
+        )
         self._count = self._dead = 0
         for number, ids in _lists_of(self._faiss, self._ivf):
             self._mark(ids, number)
@@ -128,23 +132,44 @@ class IvfIndex:
         if not k or not len(queries):
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         queries = np.ascontiguousarray(queries, np.float32)
-        if allowed is not None and total <= max(k, EXACT_MOST):
-            return _best(
-                queries @ self.rows.get(allowed).T, allowed[None].repeat(len(queries), 0), k
-            )
-        tuned = self.notes["factor"] * max(k, NEIGHBOURS)
-        wanted = min(total, max(k, min(tuned, CANDIDATES)))
-        selection = self._selection(allowed)
-        # as many vectors that may come back as without a filter
-        lists = self.lists if selection.among is None else selection.among.count
-        nprobe = self.notes["nprobe"] * (self._count / self.lists) / (total / lists)
-        nprobe = min(max(nprobe, 1), lists)
+        if allowed is not None:
+            if total <= max(k, EXACT_MOST):
+                return _best(
+                    queries @ self.rows.get(allowed).T, allowed[None].repeat(len(queries), 0), k
+                )
+            step = max(1, AT_ONCE // self.lists)
+            parts = [
+                self._behind_filter(queries[start : start + step], k, allowed)
+                for start in range(0, len(queries), step)
+            ]
+            scores, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
+            return scores, ids
+        bits = self._live_bits()
+        inner, wanted, nprobe = self._transformed(queries), self._wanted(k), self.notes["nprobe"]
         while True:
-            ids = self._candidates(queries, wanted, nprobe, selection)
-            if nprobe == lists or (ids[:, k - 1] >= 0).all():
-                break
-            nprobe = min(MOST * nprobe, lists)
-        return refined(self.rows, queries, ids, k)
+            ids = self._candidates(inner, wanted, self._probing.choose(inner, nprobe), bits)
+            if nprobe == self.lists or (ids[:, k - 1] >= 0).all():
+                return refined(self.rows, queries, ids, k)
+            nprobe = min(MOST * nprobe, self.lists)
+
+    def reach(self, queries: np.ndarray, near: np.ndarray, share: float) -> float:
+        """The angle, in radians, by which centres may be farther from a query than its last result.
+
+        So many lists then hold a share of the true neighbours, however far these are.
+
+        Args:
+            queries: (Q, E). near: ids (Q, N) of their neighbours, -1 for none.
+        """
+        known = near >= 0
+        if not known.any():
+            return math.pi
+        some = np.where(known, near, near[known][0])
+        vectors = self.rows.get(some.ravel()).reshape(*some.shape, -1)
+        own = np.where(known, np.einsum("qe,qne->qn", queries, vectors), 1)
+        centres = self._probing.scores(self._transformed(queries))
+        theirs = np.take_along_axis(centres, self._list_of[some].astype(np.int64), 1)
+        beyond = _angle(theirs) - _angle(own.min(axis=1, keepdims=True))
+        return max(0.0, float(np.quantile(beyond[known], share)))
 
     def purge(self) -> None:
         """Take the tombstones out of the inverted lists."""
@@ -171,24 +196,56 @@ class IvfIndex:
             vectors = transform.apply(vectors)
         return vectors
 
+    def _wanted(self, k: int) -> int:
+        """Candidates for k results."""
+        return max(k, min(self.notes["factor"] * max(k, NEIGHBOURS), CANDIDATES, self._count))
+
+    def _behind_filter(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`search` among more allowed items than are simply compared.
+
+        A first look gives results, and with them how far one has to look.
+        """
+        bits, held = self._allowed(allowed)
+        deep, lists = min(max(k, NEIGHBOURS), len(allowed)), int(held.sum())
+        wanted, inner = self._wanted(deep), self._transformed(queries)
+        centres, nprobe = self._probing.scores(inner, held), min(self.notes["nprobe"], lists)
+        while True:
+            least = self._probing.least(centres, nprobe)
+            ids = self._candidates(inner, wanted, from_score(centres, least), bits)
+            if nprobe == lists or (ids[:, deep - 1] >= 0).all():
+                break
+            nprobe = min(MOST * nprobe, lists)
+        scores, ids = refined(self.rows, queries, ids, deep)
+        if nprobe < lists:
+            farthest = np.minimum(_angle(scores[:, -1]) + self.notes["reach"], math.pi)
+            least = np.minimum(least, np.cos(farthest))
+            ids = self._candidates(inner, wanted, from_score(centres, least), bits)
+            scores, ids = refined(self.rows, queries, ids, deep)
+        return scores[:, :k], ids[:, :k]
+
     def _candidates(
-        self, queries: np.ndarray, wanted: int, nprobe: float, selection: _Selection
+        self,
+        inner: np.ndarray,
+        wanted: int,
+        chosen: tuple[np.ndarray, np.ndarray],
+        bits: np.ndarray | None,
     ) -> np.ndarray:
-        """Ids int64 (B, wanted) by their codes, -1 where the probed lists hold fewer."""
-        queries, bits = self._transformed(queries), selection.bits
-        lists, scores = self._probing.choose(queries, nprobe, selection.among)
+        """Ids int64 (B, wanted) by their codes, -1 where the chosen lists hold fewer."""
+        lists, scores = chosen
         last = self._parameters  # again where nothing changed: making them takes a while
         if last is None or last[0] != lists.shape[1] or last[1] is not bits:
             options = {} if bits is None else {"sel": self._faiss.IDSelectorBitmap(bits)}
             parameters = self._faiss.SearchParametersIVF(nprobe=lists.shape[1], **options)
             last = self._parameters = lists.shape[1], bits, parameters
-        found = np.empty((len(queries), wanted), np.int64)
+        found = np.empty((len(inner), wanted), np.int64)
         estimates = np.empty(found.shape, np.float32)
         pointer = self._faiss.swig_ptr
         # not `search_preassigned`: that takes no parameters
         self._ivf.search_preassigned_c(
-            len(queries),
-            pointer(queries),
+            len(inner),
+            pointer(inner),
             wanted,
             pointer(lists),
             pointer(scores),
@@ -199,6 +256,11 @@ class IvfIndex:
         )
         return found
 
+    def _transformed(self, vectors: np.ndarray) -> np.ndarray:
+        for transform in self._transforms:
+            vectors = transform.apply(vectors)
+        return vectors
+
     def _mark(self, ids: np.ndarray, lists: np.ndarray | int) -> None:
         if len(ids) and (highest := int(ids.max())) >= len(self._live):
             size = max(2 * len(self._live), highest + 1)
@@ -207,71 +269,31 @@ class IvfIndex:
         self._packed = None
         self._count += len(ids)
 
-    def _selection(self, allowed: np.ndarray | None) -> _Selection:
-        """What may come back: the live ids, or the allowed ones."""
-        if allowed is None:
-            if self._packed is None and self._dead:
-                self._packed = np.packbits(self._live, bitorder="little")
-            return _Selection(self._packed if self._dead else None, None)
+    def _live_bits(self) -> np.ndarray | None:
+        """The bitmap of the live ids; None where no id is dead."""
+        if self._packed is None and self._dead:
+            self._packed = np.packbits(self._live, bitorder="little")
+        return self._packed if self._dead else None
+
+    def _allowed(self, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The bitmap of these ids, and whether a list holds any of them, bool (nlist,)."""
         last = self._filtered
         if last is None or last[0] is not allowed or allowed.flags.writeable:
             mask = np.zeros_like(self._live)
             mask[allowed] = True
-            held = np.bincount(self._list_of[allowed], minlength=self.lists)
-            bits = np.packbits(mask, bitorder="little")
-            last = self._filtered = allowed, _Selection(bits, self._probing.holding(held))
+            held = np.bincount(self._list_of[allowed], minlength=self.lists) > 0
+            last = self._filtered = allowed, (np.packbits(mask, bitorder="little"), held)
         return last[1]
 
 
-class _Selection(NamedTuple):
-    """Items that may come back: a bitmap of their ids and their lists, None for all."""
-
-    bits: np.ndarray | None
-    among: Holding | None
+def _angle(cosines: np.ndarray) -> np.ndarray:
+    return np.arccos(np.clip(cosines, -1, 1))
 
 
 def _grown(values: np.ndarray, size: int) -> np.ndarray:
     grown = np.zeros(size, values.dtype)
     grown[: len(values)] = values
     return grown
-
-
-def transforms_of(index: Any) -> list[Any]:
-    """The linear transforms of faiss before the lists, in order."""
-    faiss = import_faiss()
-    index = faiss.downcast_index(index)
-    if not isinstance(index, faiss.IndexPreTransform):
-        return []
-    chain = (index.chain.at(place) for place in range(index.chain.size()))
-    return [faiss.downcast_VectorTransform(transform) for transform in chain]
-
-
-def require_ivf(factory: str, dim: int) -> Any:
-    """An empty inner-product index by its factory string.
-
-    Raises:
-        InputError: faiss does not know it, or it is no IVF index.
-    """
-    faiss = import_faiss()
-    hint = "give one with inverted lists, such as IVF4096,PQ64 (refinement comes by itself)"
-    try:
-        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        reason = str(error).split("Error: ")[-1].split("\n")[0]
-        raise InputError(f"index {factory!r}: faiss refuses it ({reason}); {hint}") from error
-    inner = faiss.downcast_index(index)
-    if isinstance(inner, faiss.IndexPreTransform):
-        inner = faiss.downcast_index(inner.index)
-    if not isinstance(inner, faiss.IndexIVF):
-        raise InputError(f"index {factory!r} is no IVF index: {hint}")
-    if isinstance(inner, faiss.IndexIVFPQ):
-        inner.do_polysemous_training = False  # most of the training's time, for a search not used
-    return index
-
-
-def list_count_of(index: Any) -> int:
-    """Inverted lists of an index that `require_ivf` made."""
-    return import_faiss().extract_index_ivf(index).nlist
 
 
 def _lists_of(faiss: Any, ivf: Any) -> Iterator[tuple[int, np.ndarray]]:

@@ -14,11 +14,12 @@ from tigerfg.errors import CatalogError, InputError
 from tigerfg.index import flat, ivf
 from tigerfg.index.build import build
 from tigerfg.index.derived import check_index, saved_number
+from tigerfg.index.factory import list_count_of, require_ivf
 from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import AUTO as AUTO_GPU
 from tigerfg.index.gpu import REQUIRE, Gpus, GpuSettings
 from tigerfg.index.gpu_index import GpuIndex
-from tigerfg.index.ivf import IvfIndex, require_ivf
+from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.plan import AUTO, FLAT, FLAT_MOST
 from tigerfg.index.store import Store
 
@@ -237,7 +238,7 @@ class IndexKeeper:
     def _list_count(self, factory: str) -> int:
         if factory not in self._lists:
             made = require_ivf(factory, self._store.meta.embedding_dim)
-            self._lists[factory] = ivf.list_count_of(made)
+            self._lists[factory] = list_count_of(made)
         return self._lists[factory]
 
     def _try_build(self, factory: str) -> None:

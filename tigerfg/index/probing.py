@@ -2,15 +2,17 @@
 
 A query in the middle of a cluster needs one list, one between clusters many. So nprobe is the
 average: a query probes the lists whose centres score within a margin of its best, and at most
-`MOST` times nprobe of them. faiss itself probes as many for every query. Behind a filter, only the
-lists that hold something it leaves are counted: those may be far from the query.
+`MOST` times nprobe of them. faiss itself probes as many for every query.
+
+What a filter leaves may be far from the query, where all centres are about as far. There, the
+lists are those that hold something and whose centres are not much farther than the last result.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,13 +25,6 @@ WIDER = (
 )
 
 
-class Holding(NamedTuple):
-    """The lists that hold something: how many, and what restricts a search of the centres."""
-
-    count: int
-    parameters: Any
-
-
 class Probing:
     """Chooses the lists of an IVF index of faiss.
 
@@ -38,44 +33,64 @@ class Probing:
     """
 
     def __init__(self, faiss: Any, ivf: Any, margins: Sequence[tuple[int, float]]) -> None:
-        self._faiss, self._ivf = faiss, ivf
+        self._ivf = ivf
         self._centres = faiss.downcast_index(ivf.quantizer)
         self._all = centres_behind(faiss, ivf)
+        self._matrix = _matrix(faiss, ivf, self._centres if self._all is None else self._all)
         self._steps = tuple(np.array(column, np.float64) for column in zip(*margins, strict=True))
 
-    def holding(self, held: np.ndarray) -> Holding | None:
-        """Of the lists with this many items (nlist,), those with any; None for all lists."""
-        flat = self._centres if self._all is None else self._all
-        some = held > 0
-        if some.all() or not isinstance(flat, self._faiss.IndexFlat):
-            return None
-        selector = self._faiss.IDSelectorBitmap(np.packbits(some, bitorder="little"))
-        return Holding(int(some.sum()), self._faiss.SearchParameters(sel=selector))
-
-    def choose(
-        self, queries: np.ndarray, nprobe: float, among: Holding | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def choose(self, queries: np.ndarray, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
         """Lists int64 (B, L), nearest first, -1 where fewer than L are probed, and their scores.
 
         Args:
             queries: float32 (B, D), as the lists have them (behind a linear transform).
             nprobe: lists a query on average of those that the margins were measured with; all
                 lists are probed where it is their number.
-            among: lists to choose among; None: all.
         """
-        count = self._ivf.nlist if among is None else among.count
-        most = min(math.ceil(MOST * nprobe), count)
-        flat = self._centres if self._all is None else self._all
-        if among is not None:
-            scores, lists = flat.search(queries, most, params=among.parameters)
-        elif self._all is None or most > count // SCANNED:
-            scores, lists = flat.search(queries, most)
+        count = self._ivf.nlist
+        most = min(MOST * nprobe, count)
+        if self._all is None:
+            scores, lists = self._centres.search(queries, most)
+        elif most > count // SCANNED:
+            scores, lists = self._all.search(queries, most)
         else:
             self._centres.hnsw.efSearch = math.ceil(WIDER * most)
             scores, lists = self._centres.search(queries, most)
         if nprobe < count:
             lists[away(scores) > np.interp(nprobe, *self._steps)] = -1
         return lists, scores
+
+    def scores(self, queries: np.ndarray, held: np.ndarray | None = None) -> np.ndarray:
+        """Scores of all centres, float32 (B, nlist); -inf for lists that hold nothing.
+
+        Args:
+            held: whether a list holds something, bool (nlist,).
+        """
+        scores = queries @ self._matrix.T
+        if held is not None:
+            scores[:, ~held] = -np.inf
+        return scores
+
+    def least(self, scores: np.ndarray, nprobe: int) -> np.ndarray:
+        """The scores (B,) from which on `choose` would take lists of these (B, nlist)."""
+        count = int(np.isfinite(scores[0]).sum())
+        most = min(MOST * nprobe, count)
+        last = -np.partition(-scores, most - 1, axis=1)[:, most - 1]
+        if nprobe >= count:
+            return last
+        return np.maximum(last, scores.max(axis=1) - np.float32(np.interp(nprobe, *self._steps)))
+
+
+def from_score(scores: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lists (B, L) with at least these scores (B,), and their scores; -1 in lines with fewer."""
+    lines, lists = np.nonzero(scores >= least[:, None])
+    counts = np.bincount(lines, minlength=len(scores))
+    places = np.arange(len(lines)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = np.full((len(scores), counts.max()), -1, np.int64)
+    chosen[lines, places] = lists
+    values = np.zeros(chosen.shape, np.float32)
+    values[lines, places] = scores[lines, lists]
+    return chosen, values
 
 
 def measured_margins(faiss: Any, ivf: Any, queries: np.ndarray) -> list[tuple[int, float]]:
@@ -107,3 +122,10 @@ def centres_behind(faiss: Any, ivf: Any) -> Any:
     """The flat index of the centres behind a graph of them; None where there is no graph."""
     centres = faiss.downcast_index(ivf.quantizer)
     return faiss.downcast_index(centres.storage) if isinstance(centres, faiss.IndexHNSW) else None
+
+
+def _matrix(faiss: Any, ivf: Any, centres: Any) -> np.ndarray:
+    """The centres, float32 (nlist, D); not copied from a flat index."""
+    if not isinstance(centres, faiss.IndexFlat):
+        return centres.reconstruct_n(0, ivf.nlist)
+    return faiss.rev_swig_ptr(centres.get_xb(), ivf.nlist * ivf.d).reshape(ivf.nlist, ivf.d)
