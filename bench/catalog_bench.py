@@ -25,7 +25,8 @@ from engine_report import markdown
 from index_bench import SLOTS, K, unit
 
 from tigerfg.index.collection import Collection
-from tigerfg.index.store import Record
+from tigerfg.index.ivf import IvfIndex
+from tigerfg.index.store import Record, Store
 
 HERE = Path(__file__).resolve().parent
 SHARES = (0.5, 0.1, 0.01, 0.001, 0.0001)
@@ -120,6 +121,41 @@ def filters(
     return rows
 
 
+def sides(folder: Path, vectors: np.ndarray, queries: np.ndarray) -> list[dict[str, Any]]:
+    """As `filters`, but what is left lies on one side of the vectors' main axis, most queries not.
+
+    By the index, since no item has such a field: without SQLite's part.
+    """
+    some = unit(vectors[::100])
+    axis = np.linalg.svd(some - some.mean(axis=0), full_matrices=False)[2][0]
+    place = np.concatenate(
+        [unit(vectors[n : n + 65_536]) @ axis for n in range(0, len(vectors), 65_536)]
+    )
+    rows = []
+    store = Store.open(folder, read_only=True)
+    with store.snapshot():
+        index = IvfIndex.open(store)
+        ids = store.ids()
+    for share in SHARES[:3]:
+        matching = np.flatnonzero(place < np.quantile(place, share))
+        allowed = ids[matching]
+        allowed.flags.writeable = False  # as a filter's: the index keeps what it makes of it
+        truth = nearest(vectors, matching, queries, K)
+        index.search(queries[:1], K, allowed)
+        seconds, same = [], 0
+        for query, best in zip(queries, truth, strict=True):
+            started = time.perf_counter()
+            found = index.search(query[None], K, allowed)[1][0]
+            seconds.append(time.perf_counter() - started)
+            same += len(set(found.tolist()) & set(ids[best].tolist()))
+        row = {"share": share, "matching": len(matching), "ms": 1e3 * float(np.median(seconds))}
+        row |= {"p95_ms": 1e3 * float(np.quantile(seconds, 0.95))}
+        rows.append(row | {"recall": same / (K * len(queries))})
+        print(rows[-1], flush=True)
+    store.close()
+    return rows
+
+
 def nearest(
     vectors: np.ndarray, matching: np.ndarray, queries: np.ndarray, k: int
 ) -> list[list[int]]:
@@ -178,6 +214,7 @@ def main() -> int:
         content["reopening"] = reopening(folder, options.out / "some-queries.npy")
         print(content["tuned"], content["reopening"], flush=True)
         content["filters"] = filters(collection, vectors, queries)
+        content["sides"] = sides(folder, vectors, queries)
         content["updates"] = updates(collection, vectors)
         content["tuned"].append(tuned(collection, vectors, photos, sample))
     finally:

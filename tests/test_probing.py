@@ -188,16 +188,15 @@ def test_how_far_lists_reach_beyond_the_last_result(tmp_path: Path) -> None:
         queries = as_stored(vectors(50, seed=3))
         near = index.search(queries, 10)[1]
         centres = index._ivf.quantizer.reconstruct_n(0, LISTS)
-        angle = np.arccos(queries @ centres.T)
-        beyond = np.take_along_axis(angle, index._list_of[near].astype(np.int64), 1)
-        last = index.rows.get(near[:, -1])
-        beyond -= np.arccos((queries * last).sum(axis=1))[:, None]
-        for share in (0.5, 0.9, 1.0):
-            reach = index.reach(queries, near, share)
-            assert reach == pytest.approx(max(0, np.quantile(beyond, share)), abs=1e-4)
-        near[:25, 4:] = -1  # fewer neighbours, a nearer last one
-        assert index.reach(queries, near, 1.0) > 0
-        assert index.reach(queries, np.full((50, 10), -1), 0.9) == np.pi
+        theirs = np.take_along_axis(queries @ centres.T, index._list_of[near].astype(np.int64), 1)
+        for count in (10, 4):  # so many neighbours
+            last = (queries * index.rows.get(near[:, count - 1])).sum(axis=1)
+            below = last[:, None] - theirs[:, :count]
+            known = np.where(np.arange(10) < count, near, -1)
+            for share in (0.5, 0.9, 1.0):
+                expected = max(0, np.quantile(below, share))
+                assert index.reach(queries, known, share) == pytest.approx(expected, abs=1e-5)
+        assert index.reach(queries, np.full((50, 10), -1), 0.9) == 2
 
 
 def test_one_result_is_the_best_of_as_many_candidates_as_ten(tmp_path: Path) -> None:

@@ -91,7 +91,9 @@ def build(
     }
     built = IvfIndex(store, rows, Loaded(index, store.number, notes))
     truth = exact_neighbours(rows, ids, own, queries)
-    built.notes["reach"] = built.reach(queries, truth, (1 + target_recall) / 2)
+    # of items, amid what surrounds them, lists reach farther than of photos: no need to spare
+    share = target_recall if (own >= 0).any() else (1 + target_recall) / 2
+    built.notes["reach"] = built.reach(queries, truth, share)
     chosen, curve = tune(built, queries, own, truth, target_recall)
     built.notes |= {
         "nprobe": chosen.nprobe,

@@ -8,7 +8,6 @@ that k results come back, until the index is built anew.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,7 +152,7 @@ class IvfIndex:
             nprobe = min(MOST * nprobe, self.lists)
 
     def reach(self, queries: np.ndarray, near: np.ndarray, share: float) -> float:
-        """The angle, in radians, by which centres may be farther from a query than its last result.
+        """By how much the centre of a list may score less than a query's last result.
 
         So many lists then hold a share of the true neighbours, however far these are.
 
@@ -162,14 +161,14 @@ class IvfIndex:
         """
         known = near >= 0
         if not known.any():
-            return math.pi
+            return 2.0  # more than scores differ
         some = np.where(known, near, near[known][0])
         vectors = self.rows.get(some.ravel()).reshape(*some.shape, -1)
-        own = np.where(known, np.einsum("qe,qne->qn", queries, vectors), 1)
+        own = np.where(known, np.einsum("qe,qne->qn", queries, vectors), np.inf)
         centres = self._probing.scores(self._transformed(queries))
         theirs = np.take_along_axis(centres, self._list_of[some].astype(np.int64), 1)
-        beyond = _angle(theirs) - _angle(own.min(axis=1, keepdims=True))
-        return max(0.0, float(np.quantile(beyond[known], share)))
+        below = own.min(axis=1, keepdims=True) - theirs
+        return max(0.0, float(np.quantile(below[known], share)))
 
     def purge(self) -> None:
         """Take the tombstones out of the inverted lists."""
@@ -219,8 +218,7 @@ class IvfIndex:
             nprobe = min(MOST * nprobe, lists)
         scores, ids = refined(self.rows, queries, ids, deep)
         if nprobe < lists:
-            farthest = np.minimum(_angle(scores[:, -1]) + self.notes["reach"], math.pi)
-            least = np.minimum(least, np.cos(farthest))
+            least = np.minimum(least, scores[:, -1] - np.float32(self.notes["reach"]))
             ids = self._candidates(inner, wanted, from_score(centres, least), bits)
             scores, ids = refined(self.rows, queries, ids, deep)
         return scores[:, :k], ids[:, :k]
@@ -284,10 +282,6 @@ class IvfIndex:
             held = np.bincount(self._list_of[allowed], minlength=self.lists) > 0
             last = self._filtered = allowed, (np.packbits(mask, bitorder="little"), held)
         return last[1]
-
-
-def _angle(cosines: np.ndarray) -> np.ndarray:
-    return np.arccos(np.clip(cosines, -1, 1))
 
 
 def _grown(values: np.ndarray, size: int) -> np.ndarray:

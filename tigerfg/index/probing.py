@@ -5,7 +5,7 @@ average: a query probes the lists whose centres score within a margin of its bes
 `MOST` times nprobe of them. faiss itself probes as many for every query.
 
 What a filter leaves may be far from the query, where all centres are about as far. There, the
-lists are those that hold something and whose centres are not much farther than the last result.
+lists are those that hold something and whose centres score not much less than the last result.
 """
 
 from __future__ import annotations
