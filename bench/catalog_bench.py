@@ -205,6 +205,8 @@ def main() -> int:
     vectors = np.load(options.out / f"vectors-{options.items}.npy", mmap_mode="r")
     known = unit(np.load(options.out / "real.npz")["queries"])
     queries, photos, sample = known[:QUERIES], known[:PHOTOS], known[PHOTOS : PHOTOS + SAMPLE]
+    if len(sample) < SAMPLE:
+        parser.error(f"--out: {len(known)} queries there, {PHOTOS + SAMPLE} are needed")
     np.save(options.out / "some-queries.npy", queries)
     folder = options.out / f"store-{options.items}"
     content: dict[str, Any] = {"items": options.items, "conditions": conditions()}

@@ -356,6 +356,16 @@ def main() -> int:
         *(lambda d=d: usearch(vectors, options.out, d, building) for d in ("f16", "i8")),
     ]
     rows: list[dict[str, Any]] = []
+
+    def save() -> None:
+        content = {"items": options.items, "real": len(items), "queries": len(queries)}
+        content |= {"threads": options.threads, "build_threads": building}
+        content |= {"rounds": 0 if options.apart else ROUNDS}
+        content |= {"conditions": conditions(), "rows": rows}
+        file = options.results / f"index_{options.items}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=1) + "\n")
+
     held: list[tuple[Contender, list[Point]]] = []
     for make in makers:
         faiss.omp_set_num_threads(building)
@@ -369,19 +379,14 @@ def main() -> int:
         first = {str(recall): next(iter(cheapest(points, recall)), None) for recall in RECALLS}
         row["best"] = written(first)
         rows.append(row)
+        save()
         if not options.apart:
             held.append((contender, points))
         del contender
         gc.collect()
     for row, best in zip(rows, side_by_side(held, queries), strict=not options.apart):
         row["best"] = written(best)
-    content = {"items": options.items, "real": len(items), "queries": len(queries)}
-    content |= {"threads": options.threads, "build_threads": building}
-    content |= {"rounds": 0 if options.apart else ROUNDS}
-    content |= {"conditions": conditions(), "rows": rows}
-    file = options.results / f"index_{options.items}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1) + "\n")
+    save()
     print(table(rows))
     return 0
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from test_index import DIM, FACTORIES, LISTS, as_stored, create, records, vectors
 
-from tigerfg.index import ivf
+from tigerfg.errors import InputError
+from tigerfg.index import derived, ivf
 from tigerfg.index.collection import Collection
-from tigerfg.index.factory import transforms_of
+from tigerfg.index.factory import require_ivf, transforms_of
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.probing import MOST, Probing, from_score, measured_margins
 
@@ -116,7 +117,7 @@ def test_a_query_between_clusters_probes_more() -> None:
 
 @pytest.mark.parametrize("factory", [*FACTORIES, f"IVF{LISTS},PQ16", f"IVF{LISTS},SQfp16"])
 def test_the_best_of_the_chosen_lists_are_found(tmp_path: Path, factory: str) -> None:
-    """Whatever is before the lists, one query or many, with and without a filter."""
+    """Whatever is before the lists, one query or many."""
     with built(tmp_path / "cat", factory) as collection:
         index = collection._keeper.current()
         everything = faiss.extract_index_ivf(index._index)
@@ -153,6 +154,7 @@ def test_what_a_filter_leaves_is_found_however_far(
 ) -> None:
     """At random, on the queries' other side, or lists far from them; items added, items removed."""
     monkeypatch.setattr(ivf, "EXACT_MOST", 0)
+    monkeypatch.setattr(ivf, "AT_ONCE", 7 * LISTS)  # seven queries at once
     with built(tmp_path / "cat", factory) as collection:
         more = vectors(600, seed=8)
         collection.put(records(ITEMS, more))
@@ -160,6 +162,10 @@ def test_what_a_filter_leaves_is_found_however_far(
         index = collection._keeper.current()
         index.notes |= {"nprobe": 1, "factor": 100}
         live = np.flatnonzero(index._live)
+        lists = faiss.extract_index_ivf(index._index).invlists
+        for number in range(LISTS):  # those of added items as well
+            inside = faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number))
+            assert (index._list_of[inside] == number).all()
         numbers = [document["n"] for document in collection.documents()]
         values = as_stored(np.concatenate([vectors(ITEMS), more])[numbers])
         queries = vectors(40, seed=3)
@@ -219,3 +225,53 @@ def test_the_graph_misses_hardly_a_list() -> None:
     exact, _ = faiss.downcast_index(centres.storage).search(queries, 32)[::-1]
     found = [len(set(a.tolist()) & set(b.tolist())) for a, b in zip(lists, exact, strict=True)]
     assert sum(found) >= 0.97 * (lists >= 0).sum()
+
+
+def test_a_search_leaves_the_graph_as_it_is(tmp_path: Path) -> None:
+    """What is added afterwards is assigned by it."""
+    with built(tmp_path / "cat", FACTORIES[3]) as collection:
+        index = collection._keeper.current()
+        graph = faiss.downcast_index(index._ivf.quantizer)
+        before = graph.hnsw.efSearch
+        for nprobe in (1, 2, LISTS):
+            index.notes |= {"nprobe": nprobe}
+            index.search(vectors(5, seed=3), 10)
+        assert graph.hnsw.efSearch == before
+
+
+def test_arrays_by_id_are_no_longer_than_the_ids(tmp_path: Path) -> None:
+    with built(tmp_path / "cat", FACTORIES[0]) as collection:
+        index = collection._keeper.current()
+        assert len(index._live) == len(index._list_of) == ITEMS + 1
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("IVF16,RQ2x4fs", "cannot leave out items"),
+        ("IVF16,LSQ2x4", "cannot leave out items"),
+        ("IVF16(IVF4,Flat),Flat", "never all compared"),
+    ],
+)
+def test_indexes_that_could_not_keep_the_promises(factory: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        require_ivf(factory, DIM)
+
+
+def test_the_file_of_another_version_is_rebuilt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    collection = create(tmp_path / "cat", IndexSettings(FACTORIES[0], 0.9))
+    collection.put(records(0, vectors(ITEMS)))
+    collection.optimize()
+    collection.close()
+    file = tmp_path / "cat" / ivf.INDEX_FILE
+    content = file.read_bytes()
+    assert content.count(derived._MAGIC) == 1
+    file.write_bytes(content.replace(derived._MAGIC, b"tigerfg2"))
+    collection = Collection.open(tmp_path / "cat")
+    try:
+        assert len(collection.search(vectors(3, seed=3), 10)[0]) == 10
+        assert "another version of tigerfg wrote it" in caplog.text
+    finally:
+        collection.close()

@@ -11,7 +11,7 @@ import numpy as np
 
 from tigerfg.errors import InputError
 from tigerfg.index.derived import Loaded, import_faiss
-from tigerfg.index.factory import require_ivf, transforms_of
+from tigerfg.index.factory import require_ivf, transformed, transforms_of
 from tigerfg.index.ivf import NEIGHBOURS, IvfIndex
 from tigerfg.index.probing import measured_margins
 from tigerfg.index.store import Store
@@ -77,12 +77,10 @@ def build(
     filled = time.perf_counter()
     sample = store.queries() if queries is None else queries
     queries, own = tuning_queries(sample, rows, held_out)
-    transformed = queries
-    for transform in transforms_of(index):
-        transformed = transform.apply(transformed)
+    inner = transformed(transforms_of(index), queries)
     notes = {
         "factory": factory,
-        "margins": measured_margins(faiss, ivf, transformed),
+        "margins": measured_margins(faiss, ivf, inner),
         "trained": len(ids),
         "target_recall": target_recall,
         "nprobe": ivf.nlist,

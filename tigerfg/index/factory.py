@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from tigerfg.errors import InputError
 from tigerfg.index.derived import import_faiss
@@ -18,11 +21,19 @@ def transforms_of(index: Any) -> list[Any]:
     return [faiss.downcast_VectorTransform(transform) for transform in chain]
 
 
+def transformed(transforms: Sequence[Any], vectors: np.ndarray) -> np.ndarray:
+    """Vectors (N, E) as the lists have them, (N, D): behind the transforms, in order."""
+    for transform in transforms:
+        vectors = transform.apply(vectors)
+    return vectors
+
+
 def require_ivf(factory: str, dim: int) -> Any:
     """An empty inner-product index by its factory string.
 
     Raises:
-        InputError: faiss does not know it, or it is no IVF index.
+        InputError: faiss does not know it, it is no IVF index, or faiss cannot keep removed items
+            out of its results or compare all its centres.
     """
     faiss = import_faiss()
     hint = "give one with inverted lists, such as IVF4096,PQ64 (refinement comes by itself)"
@@ -36,6 +47,11 @@ def require_ivf(factory: str, dim: int) -> Any:
         inner = faiss.downcast_index(inner.index)
     if not isinstance(inner, faiss.IndexIVF):
         raise InputError(f"index {factory!r} is no IVF index: {hint}")
+    additive = (faiss.IndexIVFAdditiveQuantizer, faiss.IndexIVFAdditiveQuantizerFastScan)
+    if isinstance(inner, additive):
+        raise InputError(f"index {factory!r}: faiss cannot leave out items with its codes; {hint}")
+    if isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexIVF):
+        raise InputError(f"index {factory!r}: its centres are never all compared; {hint}")
     if isinstance(inner, faiss.IndexIVFPQ):
         inner.do_polysemous_training = False  # most of the training's time, for a search not used
     return index

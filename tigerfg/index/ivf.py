@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tigerfg.index.derived import Loaded, import_faiss, load_index, save_index
-from tigerfg.index.factory import transforms_of
+from tigerfg.index.factory import transformed, transforms_of
 from tigerfg.index.probing import MOST, Probing, from_score
 from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
@@ -46,6 +46,7 @@ class IvfIndex:
         self._store, self.rows = store, rows
         self._index, self._number, self.notes = loaded
         self._ivf = self._faiss.extract_index_ivf(self._index)
+        self._ivf.parallel_mode = 3  # threads share the queries of a batch, whatever the codes
         self._transforms = transforms_of(self._index)
         self._probing = Probing(self._faiss, self._ivf, self.notes["margins"])
         self._parameters: tuple[Any, ...] | None = None  # lists, bitmap, faiss's
@@ -56,7 +57,9 @@ class IvfIndex:
             None  # the last filter's
         )
         self._count = self._dead = 0
-        for number, ids in _lists_of(self._faiss, self._ivf):
+        held = list(_lists_of(self._faiss, self._ivf))
+        self._grow(max((int(ids.max()) + 1 for _, ids in held), default=0))
+        for number, ids in held:
             self._mark(ids, number)
         self.sync()
 
@@ -114,7 +117,8 @@ class IvfIndex:
         for ids, vectors in self._store.vectors_since(self._number):
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             self._index.add_with_ids(vectors, ids)
-            self._mark(ids, self._ivf.quantizer.assign(self._transformed(vectors), 1)[:, 0])
+            inner = transformed(self._transforms, vectors)
+            self._mark(ids, self._ivf.quantizer.assign(inner, 1)[:, 0])
             self._number = int(ids[-1])
         self._number = number
 
@@ -144,7 +148,8 @@ class IvfIndex:
             scores, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
             return scores, ids
         bits = self._live_bits()
-        inner, wanted, nprobe = self._transformed(queries), self._wanted(k), self.notes["nprobe"]
+        inner = transformed(self._transforms, queries)
+        wanted, nprobe = self._wanted(k), self.notes["nprobe"]
         while True:
             ids = self._candidates(inner, wanted, self._probing.choose(inner, nprobe), bits)
             if nprobe == self.lists or (ids[:, k - 1] >= 0).all():
@@ -154,10 +159,14 @@ class IvfIndex:
     def reach(self, queries: np.ndarray, near: np.ndarray, share: float) -> float:
         """By how much the centre of a list may score less than a query's last result.
 
-        So many lists then hold a share of the true neighbours, however far these are.
+        The lists within that hold this share of the true neighbours, however far these are.
 
         Args:
-            queries: (Q, E). near: ids (Q, N) of their neighbours, -1 for none.
+            queries: float32 (Q, E), unit length. near: ids int64 (Q, N) of their neighbours, -1 for
+                none. share: 0 to 1.
+
+        Returns:
+            A difference of inner products, 0 to 2.
         """
         known = near >= 0
         if not known.any():
@@ -165,7 +174,7 @@ class IvfIndex:
         some = np.where(known, near, near[known][0])
         vectors = self.rows.get(some.ravel()).reshape(*some.shape, -1)
         own = np.where(known, np.einsum("qe,qne->qn", queries, vectors), np.inf)
-        centres = self._probing.scores(self._transformed(queries))
+        centres = self._probing.scores(transformed(self._transforms, queries))
         theirs = np.take_along_axis(centres, self._list_of[some].astype(np.int64), 1)
         below = own.min(axis=1, keepdims=True) - theirs
         return max(0.0, float(np.quantile(below[known], share)))
@@ -190,11 +199,6 @@ class IvfIndex:
             Loaded(self._index, self._number, self.notes),
         )
 
-    def _transformed(self, vectors: np.ndarray) -> np.ndarray:
-        for transform in self._transforms:
-            vectors = transform.apply(vectors)
-        return vectors
-
     def _wanted(self, k: int) -> int:
         """Candidates for k results."""
         return max(k, min(self.notes["factor"] * max(k, NEIGHBOURS), CANDIDATES, self._count))
@@ -208,7 +212,7 @@ class IvfIndex:
         """
         bits, held = self._allowed(allowed)
         deep, lists = min(max(k, NEIGHBOURS), len(allowed)), int(held.sum())
-        wanted, inner = self._wanted(deep), self._transformed(queries)
+        wanted, inner = self._wanted(deep), transformed(self._transforms, queries)
         centres, nprobe = self._probing.scores(inner, held), min(self.notes["nprobe"], lists)
         while True:
             least = self._probing.least(centres, nprobe)
@@ -254,18 +258,15 @@ class IvfIndex:
         )
         return found
 
-    def _transformed(self, vectors: np.ndarray) -> np.ndarray:
-        for transform in self._transforms:
-            vectors = transform.apply(vectors)
-        return vectors
-
     def _mark(self, ids: np.ndarray, lists: np.ndarray | int) -> None:
         if len(ids) and (highest := int(ids.max())) >= len(self._live):
-            size = max(2 * len(self._live), highest + 1)
-            self._live, self._list_of = _grown(self._live, size), _grown(self._list_of, size)
+            self._grow(max(2 * len(self._live), highest + 1))
         self._live[ids], self._list_of[ids] = True, lists
         self._packed = None
         self._count += len(ids)
+
+    def _grow(self, size: int) -> None:
+        self._live, self._list_of = _grown(self._live, size), _grown(self._list_of, size)
 
     def _live_bits(self) -> np.ndarray | None:
         """The bitmap of the live ids; None where no id is dead."""

@@ -20,9 +20,7 @@ MOST = 4  # times nprobe: lists of one query
 # Asking for more than one centre in so many, a graph of them takes longer than comparing them all
 # (and does not find all).
 SCANNED = 32
-WIDER = (
-    1.5  # centres that a search of the graph keeps beyond those asked for, lest it miss the last
-)
+WIDER = 1.5  # a search of the graph keeps so many times the centres, lest it miss the last ones
 
 
 class Probing:
@@ -33,7 +31,8 @@ class Probing:
     """
 
     def __init__(self, faiss: Any, ivf: Any, margins: Sequence[tuple[int, float]]) -> None:
-        self._ivf = ivf
+        self._faiss, self._ivf = faiss, ivf
+        self._wide: dict[int, Any] = {}  # parameters of a search of the graph, by centres
         self._centres = faiss.downcast_index(ivf.quantizer)
         self._all = centres_behind(faiss, ivf)
         self._matrix = _matrix(faiss, ivf, self._centres if self._all is None else self._all)
@@ -54,8 +53,10 @@ class Probing:
         elif most > count // SCANNED:
             scores, lists = self._all.search(queries, most)
         else:
-            self._centres.hnsw.efSearch = math.ceil(WIDER * most)
-            scores, lists = self._centres.search(queries, most)
+            if most not in self._wide:
+                wide = math.ceil(WIDER * most)
+                self._wide[most] = self._faiss.SearchParametersHNSW(efSearch=wide)
+            scores, lists = self._centres.search(queries, most, params=self._wide[most])
         if nprobe < count:
             lists[away(scores) > np.interp(nprobe, *self._steps)] = -1
         return lists, scores
@@ -72,7 +73,10 @@ class Probing:
         return scores
 
     def least(self, scores: np.ndarray, nprobe: int) -> np.ndarray:
-        """The scores (B,) from which on `choose` would take lists of these (B, nlist)."""
+        """The scores (B,) from which on `choose` would take lists of these (B, nlist).
+
+        Where scores tie, these may be more lists than `choose` takes.
+        """
         count = int(np.isfinite(scores[0]).sum())
         most = min(MOST * nprobe, count)
         last = -np.partition(-scores, most - 1, axis=1)[:, most - 1]
