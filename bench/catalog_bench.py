@@ -22,7 +22,7 @@ import faiss
 import numpy as np
 from conditions import conditions
 from engine_report import markdown
-from index_bench import SLOTS, K, unit
+from index_bench import SLOTS, K, blocks, unit
 
 from tigerfg.index.collection import Collection
 from tigerfg.index.ivf import IvfIndex
@@ -128,9 +128,7 @@ def sides(folder: Path, vectors: np.ndarray, queries: np.ndarray) -> list[dict[s
     """
     some = unit(vectors[::100])
     axis = np.linalg.svd(some - some.mean(axis=0), full_matrices=False)[2][0]
-    place = np.concatenate(
-        [unit(vectors[n : n + 65_536]) @ axis for n in range(0, len(vectors), 65_536)]
-    )
+    place = np.concatenate([part @ axis for _, part in blocks(vectors)])
     rows = []
     store = Store.open(folder, read_only=True)
     with store.snapshot():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Without a GPU Triton kernels run in its interpreter; it is chosen when they are first imported.
@@ -24,6 +24,17 @@ def shared_data() -> Path:
     if not (folder / "grocery" / "standard" / "items.jsonl").is_file():
         pytest.skip(f"no product photos in {folder}: set TIGERFG_SHARED_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tests run side by side: OpenMP's threads, in faiss, would wait for each other."""
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

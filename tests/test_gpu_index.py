@@ -68,14 +68,7 @@ class CodesOnly(FaissGpus):
         raise RuntimeError("Error: out of memory")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tests run side by side: OpenMP's threads would wait for each other."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GPUS = [
     pytest.param(lambda: StandIns(1), id="one"),

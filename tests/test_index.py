@@ -26,6 +26,8 @@ from tigerfg.index.snapshot import copy_catalog
 from tigerfg.index.store import Record, Store
 from tigerfg.index.vectors import STAMP_FILE, VectorRows, widened
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DIM, LISTS = 32, 16
 GRAPH = f"IVF{LISTS}_HNSW4,RaBitQfs"
 FACTORIES = (
@@ -84,15 +86,6 @@ def recall(collection: Collection, held: dict[int, np.ndarray], queries: np.ndar
         assert [m.score for m in found] == sorted((m.score for m in found), reverse=True)
         hits += len(set(best) & set(names[np.argsort(-scores)[:10]].tolist()))
     return hits / (10 * len(queries))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tests run side by side: OpenMP's threads would wait for each other."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 @pytest.fixture

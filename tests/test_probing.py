@@ -14,19 +14,13 @@ from test_index import DIM, FACTORIES, LISTS, as_stored, create, records, vector
 from tigerfg.errors import InputError
 from tigerfg.index import derived, ivf
 from tigerfg.index.collection import Collection
-from tigerfg.index.factory import require_ivf, transforms_of
+from tigerfg.index.factory import require_ivf, transformed, transforms_of
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.probing import MOST, Probing, from_score, measured_margins
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ITEMS = 3000
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 @contextlib.contextmanager
@@ -122,9 +116,7 @@ def test_the_best_of_the_chosen_lists_are_found(tmp_path: Path, factory: str) ->
         index = collection._keeper.current()
         everything = faiss.extract_index_ivf(index._index)
         queries = vectors(50, seed=3)
-        inner = queries
-        for transform in transforms_of(index._index):
-            inner = transform.apply(inner)
+        inner = transformed(transforms_of(index._index), queries)
         allowed = np.setdiff1d(np.arange(ITEMS), np.arange(0, ITEMS, 3)) + 1
         scores = queries @ as_stored(vectors(ITEMS)).T
         for nprobe in (1, 2, 3, LISTS):

@@ -53,9 +53,8 @@ class IvfIndex:
         self._live = np.zeros(0, bool)  # by internal id
         self._list_of = np.zeros(0, np.min_scalar_type(self._ivf.nlist - 1))  # by internal id
         self._packed: np.ndarray | None = None  # bitmap of the live ids, when it is needed
-        self._filtered: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = (
-            None  # the last filter's
-        )
+        # the last filter's ids, and what `_allowed` made of them
+        self._filtered: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
         self._count = self._dead = 0
         held = list(_lists_of(self._faiss, self._ivf))
         self._grow(max((int(ids.max()) + 1 for _, ids in held), default=0))
@@ -222,9 +221,12 @@ class IvfIndex:
             nprobe = min(MOST * nprobe, lists)
         scores, ids = refined(self.rows, queries, ids, deep)
         if nprobe < lists:
-            least = np.minimum(least, scores[:, -1] - np.float32(self.notes["reach"]))
-            ids = self._candidates(inner, wanted, from_score(centres, least), bits)
-            scores, ids = refined(self.rows, queries, ids, deep)
+            wider = scores[:, -1] - np.float32(self.notes["reach"])
+            more = np.flatnonzero(wider < least)  # the others have looked that far
+            if len(more):
+                chosen = from_score(centres[more], wider[more])
+                again = self._candidates(inner[more], wanted, chosen, bits)
+                scores[more], ids[more] = refined(self.rows, queries[more], again, deep)
         return scores[:, :k], ids[:, :k]
 
     def _candidates(
