@@ -36,6 +36,8 @@ FACTORIES = (
     f"OPQ16,IVF{LISTS},PQ16x4fs",
     GRAPH,
     f"OPQ16,IVF{LISTS}_HNSW4,PQ16x4fs",
+    f"SVD,IVF{LISTS},PQx4fs",
+    f"SVD24,IVF{LISTS}_HNSW4,RaBitQfs2",
 )
 SETTINGS = IndexSettings(GRAPH, 0.98)
 
@@ -101,7 +103,8 @@ def test_every_kind_finds_updates_and_reopens(path: Path, factory: str) -> None:
     collection.put(records(0, values[:2000]))
     assert collection.stats().kind == "flat"
     stats = collection.optimize()
-    assert (stats.kind, stats.items) == (factory, 2000)
+    kind = factory.replace("SVD,", f"SVD{DIM},").replace("PQx", f"PQ{DIM}x")
+    assert (stats.kind, stats.items) == (kind, 2000)
     assert stats.recall is not None
     assert stats.recall >= 0.95
     assert {"nprobe", "factor", "recall", "error", "ms"} == stats.curve[0].keys()
@@ -118,7 +121,7 @@ def test_every_kind_finds_updates_and_reopens(path: Path, factory: str) -> None:
     collection.flush()
     collection.close()
     with Reopened(path) as again:
-        assert again.stats().kind == factory
+        assert again.stats().kind == kind
         assert len(again) == again.stats().items == 2000
         assert recall(again, held, queries) >= 0.9
 
@@ -205,7 +208,7 @@ def test_any_history_is_found_as_it_is(
     collection.close()
 
 
-@pytest.mark.parametrize("factory", FACTORIES[-2:])
+@pytest.mark.parametrize("factory", [name for name in FACTORIES if "_HNSW" in name])
 def test_few_lists_come_from_the_graph_and_many_from_all_centres(
     path: Path, monkeypatch: pytest.MonkeyPatch, factory: str
 ) -> None:
@@ -223,7 +226,7 @@ def test_few_lists_come_from_the_graph_and_many_from_all_centres(
             index.notes |= {"nprobe": nprobe, "factor": 300}
             faiss.cvar.hnsw_stats.reset()
             found[nprobe, scanned] = index.search(queries, 10)[1]
-            by_graph = scanned == 1 or (scanned == 4 and probing.MOST * nprobe <= LISTS // 4)
+            by_graph = probing.MOST * nprobe <= LISTS // scanned
             assert (faiss.cvar.hnsw_stats.n1 > 0) == by_graph
         np.testing.assert_array_equal(found[nprobe, 1], found[nprobe, 4])
         np.testing.assert_array_equal(found[nprobe, LISTS + 1], found[nprobe, 4])
@@ -568,16 +571,16 @@ def test_auto_builds_by_itself_when_the_catalogue_has_grown(
     collection.search(values[:1], 1)  # the index follows the store when it is asked
     collection._keeper.wait()
     first = collection.stats()
-    assert first.kind == "IVF32,RaBitQfs2"
+    assert first.kind == "SVD32,IVF32,PQ32x4fs"
     collection.put(records(1500, values[1500:]))
     collection.search(values[:1], 1)
     collection._keeper.wait()
-    assert collection.stats().kind == "IVF64,RaBitQfs2"  # twice of what it was trained on
+    assert collection.stats().kind == "SVD32,IVF64,PQ32x4fs"  # twice of what it was trained on
     collection.close()
     assert not (path / "flat.index").exists()
     assert len(list(path.glob("vectors-*.f16"))) == 1  # that of the first index is gone
     with Reopened(path, read_only=True) as reader:
-        assert reader.stats().kind == "IVF64,RaBitQfs2"
+        assert reader.stats().kind == "SVD32,IVF64,PQ32x4fs"
 
 
 def test_closing_builds_what_is_due(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -586,7 +589,7 @@ def test_closing_builds_what_is_due(path: Path, monkeypatch: pytest.MonkeyPatch)
     collection.put(records(0, vectors(2000)))
     collection.close()
     with Reopened(path, read_only=True) as reader:
-        assert reader.stats().kind.startswith("IVF")
+        assert reader.stats().kind != "flat"
 
 
 def test_readers_take_the_index_that_a_writer_built(path: Path) -> None:
@@ -645,12 +648,14 @@ def test_settings_that_cannot_be_used(options: dict, words: str) -> None:
 def test_auto_goes_by_size_and_budget() -> None:
     auto = IndexSettings()
     assert auto.choose(0, 256) == auto.choose(20_000, 256) == "flat"
-    assert auto.choose(1_000_000, 256) == "IVF4096_HNSW16,RaBitQfs2"
-    assert auto.choose(10_000_000, 256) == "IVF16384_HNSW16,RaBitQfs2"
+    assert auto.choose(1_000_000, 256) == "SVD,IVF4096,PQx4fs"
+    assert auto.choose(10_000_000, 256) == "SVD,IVF16384_HNSW16,PQx4fs"
+    less = IndexSettings(memory_budget=130_000_000)
+    assert less.choose(1_000_000, 256) == "SVD,IVF4096,RaBitQfs2"
     small = IndexSettings(memory_budget=70_000_000)
-    assert small.choose(1_000_000, 256) == "IVF4096_HNSW16,RaBitQfs"
+    assert small.choose(1_000_000, 256) == "SVD,IVF4096,RaBitQfs"
     assert small.choose(20_000, 256) == "flat"
-    assert IndexSettings(memory_budget=1_000_000).choose(5_000, 256) == "IVF128,RaBitQfs2"
+    assert IndexSettings(memory_budget=1_000_000).choose(5_000, 256) == "SVD,IVF128,PQx4fs"
     assert IndexSettings("IVF8,Flat").choose(3, 256) == "IVF8,Flat"
     assert [list_count(n) for n in (0, 1, 100, 20_001, 10**8)] == [1, 1, 2, 512, 32768]
 

@@ -11,15 +11,16 @@ import numpy as np
 
 from tigerfg.errors import InputError
 from tigerfg.index.derived import Loaded, import_faiss
-from tigerfg.index.factory import require_ivf, transformed, transforms_of
+from tigerfg.index.factory import list_count_of, require_ivf, transformed, transforms_of
 from tigerfg.index.ivf import NEIGHBOURS, IvfIndex
-from tigerfg.index.probing import measured_margins
+from tigerfg.index.probing import Centres, measured_margins
+from tigerfg.index.span import trained
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
 
 QUERIES = 256  # stored vectors held out of the training that nprobe is tuned with
 A_LIST, AT_LEAST = 64, 20_000  # vectors trained on: so many a list
-FACTORS = (2, 4, 10, 20)  # candidates a wanted result, for refinement
+FACTORS = (4, 6, 10, 20)  # candidates a wanted result, for refinement: with two, photos find less
 FEW = 100  # items: below, nothing is held out of the training
 SEED = 7
 
@@ -53,37 +54,37 @@ def build(
         InputError: faiss refuses the factory string, or there are too few items for it.
     """
     started = time.perf_counter()
-    index = require_ivf(factory, store.meta.embedding_dim)
-    faiss = import_faiss()
-    ivf = faiss.extract_index_ivf(index)
+    lists = list_count_of(require_ivf(factory, store.meta.embedding_dim))
     rows = VectorRows(store, fresh=True)
     ids = store.ids()
     rng = np.random.default_rng(SEED)
     mixed = rng.permutation(ids)
     held_out = np.sort(mixed[: min(QUERIES, -(-len(ids) // 10))])
     others = mixed[len(held_out) :] if len(ids) >= FEW else mixed
-    sample = np.sort(others[: max(A_LIST * ivf.nlist, AT_LEAST)])
+    sample = np.sort(others[: max(A_LIST * lists, AT_LEAST)])
     try:
-        index.train(rows.get(sample))
+        index, factory = trained(factory, rows.get(sample))
     except RuntimeError as error:
         reason = str(error).split("Error: ")[-1].split("\n")[0]
         raise InputError(
             f"index {factory!r}: {len(ids)} items are too few to train it ({reason}); give fewer "
             "lists or index='auto'"
         ) from error
-    trained = time.perf_counter()
+    ready = time.perf_counter()
     for part, vectors in rows.blocks(ids):
         index.add_with_ids(vectors, part)
     filled = time.perf_counter()
     sample = store.queries() if queries is None else queries
     queries, own = tuning_queries(sample, rows, held_out)
     inner = transformed(transforms_of(index), queries)
+    faiss = import_faiss()
+    centres = Centres(faiss, faiss.extract_index_ivf(index))
     notes = {
         "factory": factory,
-        "margins": measured_margins(faiss, ivf, inner),
+        "margins": measured_margins(centres, inner),
         "trained": len(ids),
         "target_recall": target_recall,
-        "nprobe": ivf.nlist,
+        "nprobe": lists,
         "factor": FACTORS[-1],
         "curve": [],
     }
@@ -102,8 +103,8 @@ def build(
         "ms": chosen.ms,
         "curve": [point._asdict() for point in curve],
         "seconds": {
-            "train": round(trained - started, 2),
-            "add": round(filled - trained, 2),
+            "train": round(ready - started, 2),
+            "add": round(filled - ready, 2),
             "tune": round(time.perf_counter() - filled, 2),
         },
     }

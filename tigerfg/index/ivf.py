@@ -15,7 +15,7 @@ import numpy as np
 
 from tigerfg.index.derived import Loaded, import_faiss, load_index, save_index
 from tigerfg.index.factory import transformed, transforms_of
-from tigerfg.index.probing import MOST, Probing, from_score
+from tigerfg.index.probing import MOST, Centres, Chosen, Probing, from_score
 from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
@@ -23,7 +23,7 @@ from tigerfg.index.vectors import VectorRows
 INDEX_FILE = "ivf.index"
 NEIGHBOURS = 10  # results for which recall is measured and the number of candidates tuned
 EXACT_MOST = 4096  # allowed items up to which their vectors are simply compared
-AT_ONCE = 1 << 22  # scores of centres in memory, behind a filter
+AT_ONCE = 1 << 22  # scores of centres in memory
 CANDIDATES = 5000  # a query; more only if k is larger
 
 logger = logging.getLogger("tigerfg")
@@ -48,7 +48,8 @@ class IvfIndex:
         self._ivf = self._faiss.extract_index_ivf(self._index)
         self._ivf.parallel_mode = 3  # threads share the queries of a batch, whatever the codes
         self._transforms = transforms_of(self._index)
-        self._probing = Probing(self._faiss, self._ivf, self.notes["margins"])
+        self._centres = Centres(self._faiss, self._ivf)
+        self._probing = Probing(self._centres, self.notes["margins"])
         self._parameters: tuple[Any, ...] | None = None  # lists, bitmap, faiss's
         self._live = np.zeros(0, bool)  # by internal id
         self._list_of = np.zeros(0, np.min_scalar_type(self._ivf.nlist - 1))  # by internal id
@@ -134,26 +135,18 @@ class IvfIndex:
         if not k or not len(queries):
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         queries = np.ascontiguousarray(queries, np.float32)
-        if allowed is not None:
-            if total <= max(k, EXACT_MOST):
-                return _best(
-                    queries @ self.rows.get(allowed).T, allowed[None].repeat(len(queries), 0), k
-                )
-            step = max(1, AT_ONCE // self.lists)
-            parts = [
-                self._behind_filter(queries[start : start + step], k, allowed)
-                for start in range(0, len(queries), step)
-            ]
-            scores, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
-            return scores, ids
-        bits = self._live_bits()
-        inner = transformed(self._transforms, queries)
-        wanted, nprobe = self._wanted(k), self.notes["nprobe"]
-        while True:
-            ids = self._candidates(inner, wanted, self._probing.choose(inner, nprobe), bits)
-            if nprobe == self.lists or (ids[:, k - 1] >= 0).all():
-                return refined(self.rows, queries, ids, k)
-            nprobe = min(MOST * nprobe, self.lists)
+        if allowed is not None and total <= max(k, EXACT_MOST):
+            scores = queries @ self.rows.get(allowed).T
+            return _best(scores, allowed[None].repeat(len(queries), 0), k)
+        step = max(1, AT_ONCE // self.lists)
+        if len(queries) <= step:
+            return self._some(queries, k, allowed)
+        parts = [
+            self._some(queries[start : start + step], k, allowed)
+            for start in range(0, len(queries), step)
+        ]
+        scores, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return scores, ids
 
     def reach(self, queries: np.ndarray, near: np.ndarray, share: float) -> float:
         """By how much the centre of a list may score less than a query's last result.
@@ -173,7 +166,7 @@ class IvfIndex:
         some = np.where(known, near, near[known][0])
         vectors = self.rows.get(some.ravel()).reshape(*some.shape, -1)
         own = np.where(known, np.einsum("qe,qne->qn", queries, vectors), np.inf)
-        centres = self._probing.scores(transformed(self._transforms, queries))
+        centres = self._centres.scores(transformed(self._transforms, queries))
         theirs = np.take_along_axis(centres, self._list_of[some].astype(np.int64), 1)
         below = own.min(axis=1, keepdims=True) - theirs
         return max(0.0, float(np.quantile(below[known], share)))
@@ -202,6 +195,21 @@ class IvfIndex:
         """Candidates for k results."""
         return max(k, min(self.notes["factor"] * max(k, NEIGHBOURS), CANDIDATES, self._count))
 
+    def _some(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`search` of as many queries as `AT_ONCE` allows."""
+        if allowed is not None:
+            return self._behind_filter(queries, k, allowed)
+        bits = self._live_bits()
+        inner = transformed(self._transforms, queries)
+        wanted, nprobe = self._wanted(k), self.notes["nprobe"]
+        while True:
+            ids = self._candidates(inner, wanted, self._probing.choose(inner, nprobe), bits)
+            if nprobe == self.lists or (ids[:, k - 1] >= 0).all():
+                return refined(self.rows, queries, ids, k)
+            nprobe = min(MOST * nprobe, self.lists)
+
     def _behind_filter(
         self, queries: np.ndarray, k: int, allowed: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -212,9 +220,9 @@ class IvfIndex:
         bits, held = self._allowed(allowed)
         deep, lists = min(max(k, NEIGHBOURS), len(allowed)), int(held.sum())
         wanted, inner = self._wanted(deep), transformed(self._transforms, queries)
-        centres, nprobe = self._probing.scores(inner, held), min(self.notes["nprobe"], lists)
+        centres, nprobe = self._centres.scores(inner, held), min(self.notes["nprobe"], lists)
         while True:
-            least = self._probing.least(centres, nprobe)
+            least = self._probing.least(centres, nprobe, lists)
             ids = self._candidates(inner, wanted, from_score(centres, least), bits)
             if nprobe == lists or (ids[:, deep - 1] >= 0).all():
                 break
@@ -233,7 +241,7 @@ class IvfIndex:
         self,
         inner: np.ndarray,
         wanted: int,
-        chosen: tuple[np.ndarray, np.ndarray],
+        chosen: Chosen,
         bits: np.ndarray | None,
     ) -> np.ndarray:
         """Ids int64 (B, wanted) by their codes, -1 where the chosen lists hold fewer."""

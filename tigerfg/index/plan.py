@@ -11,12 +11,12 @@ FLAT, AUTO = "flat", "auto"
 FLAT_MOST = 20_000  # items up to which "auto" scans them all
 ID_BYTES = 8
 ROW_BYTES = 11  # an item beside an IVF index: its place in the vectors file, its list, its life
-# Codes of `auto`, the best first: bits a dimension, and bytes of factors besides. RaBitQ (Gao &
-# Long 2024, arXiv 2405.12497) needs no codebook.
-_CODES = (("RaBitQfs2", 2, 20), ("RaBitQfs", 1, 8))
-# From so many lists on, their centres are searched by a graph: of 4,096, it takes a third of the
-# time of comparing them all, and recall stays the same. Its bytes a centre.
-_GRAPH_FROM, _GRAPH, _GRAPH_BYTES = 2048, "_HNSW16", 160
+# Codes of `auto`, the quickest first: bits a dimension, and bytes of factors besides. RaBitQ is of
+# Gao & Long 2024, arXiv 2405.12497.
+_CODES = (("PQx4fs", 4, 0), ("RaBitQfs2", 2, 20), ("RaBitQfs", 1, 8))
+# From so many lists on, their centres are searched by a graph: of 4,096 it takes as long as
+# comparing them all in the few dimensions that `span` leaves them. Its bytes a centre.
+_GRAPH_FROM, _GRAPH, _GRAPH_BYTES = 8192, "_HNSW16", 160
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class IndexSettings:
 
     Attributes:
         index: "auto" by size and budget; "flat": exact, a scan of all; or a factory string of faiss
-            for an IVF index, such as "IVF4096,PQ64" or "OPQ64,IVF4096,PQ64". Whatever it is, its
-            candidates are ranked again by the stored float16 vectors.
+            for an IVF index, such as "IVF4096,PQ64" or "OPQ64,IVF4096,PQ64", or with "SVD" before
+            it (see `span`): what auto takes. Whatever it is, its candidates are ranked again by
+            the stored float16 vectors.
         target_recall: share of the true 10 nearest that a search is to find, for which nprobe is
             chosen when an index is built.
         memory_budget: bytes of memory for the index, None for no limit; the float16 vectors are
@@ -50,7 +51,8 @@ class IndexSettings:
             raise InputError(f"memory_budget {budget!r} must be a whole number of bytes, or None")
 
     def choose(self, items: int, dim: int) -> str:
-        """The index for so many items: "flat" or a factory string.
+        """The index for so many items: "flat" or a factory string. Budgets reckon with vectors that
+        fill all dimensions.
 
         Raises:
             InputError: the memory budget is too small for any.
@@ -66,7 +68,7 @@ class IndexSettings:
         for code, bits, factors in _CODES:
             needed = items * (dim * bits // 8 + factors + ID_BYTES + ROW_BYTES) + centre * lists
             if self._fits(needed):
-                return f"IVF{lists}{graph},{code}"
+                return f"SVD,IVF{lists}{graph},{code}"
         raise InputError(
             f"memory_budget {self.memory_budget}: the smallest index of {items} items needs "
             f"{needed} bytes"

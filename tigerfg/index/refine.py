@@ -21,9 +21,11 @@ def refined(
     Returns:
         scores float32 (B, k) and ids int64 (B, k); -inf and -1 where there are fewer.
     """
+    step = max(1, AT_ONCE // (candidates.shape[1] * queries.shape[1]))
+    if 0 < len(queries) <= step:
+        return _ranked(rows, queries, candidates, k)
     scores = np.empty((len(queries), k), np.float32)
     ids = np.empty((len(queries), k), np.int64)
-    step = max(1, AT_ONCE // (candidates.shape[1] * queries.shape[1]))
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
         scores[part], ids[part] = _ranked(rows, queries[part], candidates[part], k)
@@ -33,16 +35,17 @@ def refined(
 def _ranked(
     rows: VectorRows, queries: np.ndarray, candidates: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    missing = candidates < 0
-    some = missing.any()
-    known = np.where(missing, candidates.max(), candidates) if some else candidates
-    if known[0, 0] < 0:  # nothing at all
-        return np.full((len(queries), k), -np.inf, np.float32), known[:, :k]
-    vectors = rows.stored(known.ravel()).reshape(*known.shape, -1)
-    # not BLAS, which adds up a row in an order of its own: equal vectors get equal scores
-    scores = np.einsum("bce,be->bc", vectors, queries)
-    scores /= np.sqrt(np.einsum("bce,bce->bc", vectors, vectors))
+    some, known = candidates.min() < 0, candidates
     if some:
-        scores[missing] = -np.inf
+        if (highest := candidates.max()) < 0:  # nothing at all
+            return np.full((len(queries), k), -np.inf, np.float32), candidates[:, :k]
+        known = np.where(candidates < 0, highest, candidates)
+    vectors = rows.stored(known.ravel()).reshape(*known.shape, -1)
+    # not a product of matrices, which may add up every row in another order: equal vectors get
+    # equal scores
+    scores = np.vecdot(vectors, queries[:, None])
+    scores /= np.sqrt(np.vecdot(vectors, vectors))
+    if some:
+        scores[candidates < 0] = -np.inf
     lines, order = np.arange(len(queries))[:, None], np.lexsort((candidates, -scores))[:, :k]
     return scores[lines, order], candidates[lines, order]

@@ -130,12 +130,12 @@ class VectorRows:
         consecutive = last - first == len(self._ids) - 1
         places = ids - first if consecutive else np.searchsorted(self._ids, ids)
         mapped = len(self._rows)
-        here = places < mapped
-        if here.all():
+        if places.max() < mapped:
             return self._rows["vector"][places]
         if len(self._tail) > 1:
             self._tail = [np.concatenate(self._tail)]
         found = np.empty((len(ids), self._store.meta.embedding_dim), "<f2")
+        here = places < mapped
         found[here] = self._rows["vector"][places[here]]
         found[~here] = self._tail[0]["vector"][places[~here] - mapped]
         return found
