@@ -651,11 +651,11 @@ def test_auto_goes_by_size_and_budget() -> None:
     assert auto.choose(1_000_000, 256) == "SVD,IVF4096,PQx4fs"
     assert auto.choose(10_000_000, 256) == "SVD,IVF16384_HNSW16,PQx4fs"
     less = IndexSettings(memory_budget=130_000_000)
-    assert less.choose(1_000_000, 256) == "SVD,IVF4096,RaBitQfs2"
-    small = IndexSettings(memory_budget=70_000_000)
-    assert small.choose(1_000_000, 256) == "SVD,IVF4096,RaBitQfs"
+    assert less.choose(1_000_000, 256) == "IVF4096,RaBitQfs2"
+    small = IndexSettings(memory_budget=71_000_000)
+    assert small.choose(1_000_000, 256) == "IVF4096,RaBitQfs"
     assert small.choose(20_000, 256) == "flat"
-    assert IndexSettings(memory_budget=1_000_000).choose(5_000, 256) == "SVD,IVF128,PQx4fs"
+    assert IndexSettings(memory_budget=1_600_000).choose(5_000, 256) == "IVF128,RaBitQfs2"
     assert IndexSettings("IVF8,Flat").choose(3, 256) == "IVF8,Flat"
     assert [list_count(n) for n in (0, 1, 100, 20_001, 10**8)] == [1, 1, 2, 512, 32768]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import faiss
@@ -10,9 +11,10 @@ import pytest
 from test_index import as_stored, exact, records
 
 from tigerfg.errors import InputError
+from tigerfg.index import ivf
 from tigerfg.index.collection import Collection
 from tigerfg.index.factory import require_ivf, spanned, transformed, transforms_of
-from tigerfg.index.plan import IndexSettings
+from tigerfg.index.plan import ROW_BYTES, IndexSettings
 from tigerfg.index.probing import Centres
 from tigerfg.index.span import trained
 
@@ -134,6 +136,64 @@ def test_equal_vectors(tmp_path: Path) -> None:
         collection.close()
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_k_results_whatever_fast_scan_loses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """A query's opposites get the least estimate there is, which its heap takes for empty."""
+    monkeypatch.setattr(ivf, "EXACT_MOST", 0)
+    signs = np.where(np.random.default_rng(0).random(40) < 0.5, -1, 1)[:, None]
+    values = (vectors(1) * signs).astype(np.float32)
+    collection = built(tmp_path / "cat", "SVD,IVF1,PQx4fs", values)
+    try:
+        index = collection._keeper.current()
+        allowed = None if share == 1 else np.arange(1, 41)[::2]
+        count = 40 if allowed is None else 20
+        lost = 0
+        queries = np.concatenate([values, vectors(10, seed=2)])
+        for k in (1, 10, count, 50):
+            scores, ids = index.search(queries, k, allowed)
+            assert ids.shape == (50, min(k, count))
+            assert all(len(set(line) - {-1}) == min(k, count) for line in ids.tolist())
+            if allowed is not None:
+                assert np.isin(ids, allowed).all()
+            assert (np.diff(scores, axis=1) <= 0).all()
+            lost += (index._candidates(*_asked(index, queries, 40)) < 0).sum()
+        assert lost > 0
+        assert len(collection.search(queries, 40)[3]) == 40
+    finally:
+        collection.close()
+
+
+def _asked(index: ivf.IvfIndex, queries: np.ndarray, wanted: int) -> tuple:
+    inner = transformed(index._transforms, queries)
+    return inner, wanted, index._probing.choose(inner, index.lists), None
+
+
+@pytest.mark.parametrize("start", ["SVD", "IVF"])
+def test_auto_keeps_its_budget(start: str) -> None:
+    """With vectors that fill all dimensions: what is counted is all that an index keeps."""
+    items, dim = 3000, 48
+    budgets = range(100_000, 1_000_000, 2000)
+    budget = next(size for size in budgets if _choice(size, items, dim).startswith(start))
+    factory = _choice(budget, items, dim)
+    values = np.random.default_rng(0).standard_normal((items, dim)).astype(np.float32)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    index, _ = trained(factory, values)
+    index.add(values)
+    centres = Centres(faiss, faiss.extract_index_ivf(index))
+    arrays = [centres._columns, *transforms_of(index), *centres._transforms]
+    size = len(faiss.serialize_index(index)) + ROW_BYTES * items
+    size += sum(array.nbytes for array in arrays)
+    assert 0.7 * budget < size <= budget
+
+
+def _choice(budget: int, items: int, dim: int) -> str:
+    with contextlib.suppress(InputError):
+        return IndexSettings(memory_budget=budget).choose(items, dim)
+    return ""
+
+
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
@@ -143,7 +203,11 @@ def test_equal_vectors(tmp_path: Path) -> None:
         ("SVD0,IVF8,PQx4fs", "SVD goes before IVF"),
         ("SVD65,IVF8,PQx4fs", "vectors have 64 dimensions, not 65"),
         ("SVD,IVF8,LSQ2x4", "cannot leave out items"),
-        ("SVD,IVF8,Nonsense", "faiss refuses it"),
+        ("SVD,IVF0,PQx4fs", "SVD goes before IVF"),
+        ("SVD,IVF8_HNSW0,PQx4fs", "a graph needs two links"),
+        ("IVF8_HNSW1,Flat", "a graph needs two links"),
+        ("SVD,IVF8,Nonsense", "index 'SVD,IVF8,Nonsense': faiss refuses it"),
+        ("SVD,IVF8,PQx4fs,RFlat", "index 'SVD,IVF8,PQx4fs,RFlat' is no IVF index"),
         ("IVF8,PQx4fs", "faiss refuses it"),
     ],
 )

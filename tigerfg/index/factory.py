@@ -11,8 +11,13 @@ import numpy as np
 from tigerfg.errors import InputError
 from tigerfg.index.derived import import_faiss
 
-_SPANNED = re.compile(r"SVD(?P<dims>[1-9]\d*|),IVF(?P<lists>\d+)(?P<graph>_HNSW\d+)?,(?P<code>.+)")
-_HINT = "give one with inverted lists, such as IVF4096,PQ64 (refinement comes by itself)"
+_SPANNED = re.compile(
+    r"SVD(?P<dims>[1-9]\d*|),IVF(?P<lists>[1-9]\d*)(?P<graph>_HNSW\d+)?,(?P<code>.+)"
+)
+_HINT = (
+    "give one with inverted lists, such as SVD,IVF4096,PQx4fs or IVF4096,PQ64 (refinement comes by "
+    "itself)"
+)
 
 
 class Spanned(NamedTuple):
@@ -88,31 +93,39 @@ def require_ivf(factory: str, dim: int) -> Any:
             raise InputError(f"index {factory!r}: vectors have {dim} dimensions, not {dims}")
         _, inner = str(parts._replace(dims=dims)).split(",", 1)
         return faiss.IndexPreTransform(
-            faiss.LinearTransform(dim, dims, False), require_ivf(inner, dims)
+            faiss.LinearTransform(dim, dims, False), _ivf(inner, dims, factory)
         )
-    try:
-        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        reason = str(error).split("Error: ")[-1].split("\n")[0]
-        raise InputError(f"index {factory!r}: faiss refuses it ({reason}); {_HINT}") from error
-    inner = faiss.downcast_index(index)
-    if isinstance(inner, faiss.IndexPreTransform):
-        inner = faiss.downcast_index(inner.index)
-    if not isinstance(inner, faiss.IndexIVF):
-        raise InputError(f"index {factory!r} is no IVF index: {_HINT}")
-    additive = (faiss.IndexIVFAdditiveQuantizer, faiss.IndexIVFAdditiveQuantizerFastScan)
-    if isinstance(inner, additive):
-        raise InputError(f"index {factory!r}: faiss cannot leave out items with its codes; {_HINT}")
-    if isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexIVF):
-        raise InputError(f"index {factory!r}: its centres are never all compared; {_HINT}")
-    if isinstance(inner, faiss.IndexIVFPQ):
-        inner.do_polysemous_training = False  # most of the training's time, for a search not used
-    return index
+    return _ivf(factory, dim, factory)
 
 
 def list_count_of(index: Any) -> int:
     """Inverted lists of an index that `require_ivf` made."""
     return import_faiss().extract_index_ivf(index).nlist
+
+
+def _ivf(factory: str, dim: int, asked: str) -> Any:
+    """`require_ivf` of what faiss knows; asked: the whole string, for errors."""
+    faiss = import_faiss()
+    if re.search(r"HNSW0*[01]?(?!\d)", factory):
+        raise InputError(f"index {asked!r}: a graph needs two links or more, as in _HNSW16")
+    try:
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        reason = str(error).split("Error: ")[-1].split("\n")[0]
+        raise InputError(f"index {asked!r}: faiss refuses it ({reason}); {_HINT}") from error
+    inner = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(inner.index)
+    if not isinstance(inner, faiss.IndexIVF):
+        raise InputError(f"index {asked!r} is no IVF index: {_HINT}")
+    additive = (faiss.IndexIVFAdditiveQuantizer, faiss.IndexIVFAdditiveQuantizerFastScan)
+    if isinstance(inner, additive):
+        raise InputError(f"index {asked!r}: faiss cannot leave out items with its codes; {_HINT}")
+    if isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexIVF):
+        raise InputError(f"index {asked!r}: its centres are never all compared; {_HINT}")
+    if isinstance(inner, faiss.IndexIVFPQ):
+        inner.do_polysemous_training = False  # most of the training's time, for a search not used
+    return index
 
 
 def _plain(transform: Any) -> Any:

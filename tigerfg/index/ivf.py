@@ -50,7 +50,8 @@ class IvfIndex:
         self._transforms = transforms_of(self._index)
         self._centres = Centres(self._faiss, self._ivf)
         self._probing = Probing(self._centres, self.notes["margins"])
-        self._parameters: tuple[Any, ...] | None = None  # lists, bitmap, faiss's
+        # the last bitmap, and faiss's parameters with it by lists: making them takes a while
+        self._parameters: tuple[np.ndarray | None, dict[int, Any]] = None, {}
         self._live = np.zeros(0, bool)  # by internal id
         self._list_of = np.zeros(0, np.min_scalar_type(self._ivf.nlist - 1))  # by internal id
         self._packed: np.ndarray | None = None  # bitmap of the live ids, when it is needed
@@ -116,8 +117,9 @@ class IvfIndex:
         self._dead += len(removed)
         for ids, vectors in self._store.vectors_since(self._number):
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            self._index.add_with_ids(vectors, ids)
             inner = transformed(self._transforms, vectors)
+            self._ivf.add_with_ids(inner, ids)
+            self._index.ntotal = self._ivf.ntotal
             self._mark(ids, self._ivf.quantizer.assign(inner, 1)[:, 0])
             self._number = int(ids[-1])
         self._number = number
@@ -136,8 +138,7 @@ class IvfIndex:
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         queries = np.ascontiguousarray(queries, np.float32)
         if allowed is not None and total <= max(k, EXACT_MOST):
-            scores = queries @ self.rows.get(allowed).T
-            return _best(scores, allowed[None].repeat(len(queries), 0), k)
+            return self._exact(queries, k, allowed)
         step = max(1, AT_ONCE // self.lists)
         if len(queries) <= step:
             return self._some(queries, k, allowed)
@@ -207,8 +208,12 @@ class IvfIndex:
         while True:
             ids = self._candidates(inner, wanted, self._probing.choose(inner, nprobe), bits)
             if nprobe == self.lists or (ids[:, k - 1] >= 0).all():
-                return refined(self.rows, queries, ids, k)
+                break
             nprobe = min(MOST * nprobe, self.lists)
+        scores, ids = refined(self.rows, queries, ids, k)
+        if len(short := np.flatnonzero(ids[:, -1] < 0)):
+            scores[short], ids[short] = self._exact(queries[short], k, np.flatnonzero(self._live))
+        return scores, ids
 
     def _behind_filter(
         self, queries: np.ndarray, k: int, allowed: np.ndarray
@@ -235,7 +240,19 @@ class IvfIndex:
                 chosen = from_score(centres[more], wider[more])
                 again = self._candidates(inner[more], wanted, chosen, bits)
                 scores[more], ids[more] = refined(self.rows, queries[more], again, deep)
+        if len(short := np.flatnonzero(ids[:, -1] < 0)):
+            scores[short], ids[short] = self._exact(queries[short], deep, allowed)
         return scores[:, :k], ids[:, :k]
+
+    def _exact(self, queries: np.ndarray, k: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of these items, at least k. Where fast-scan's scale of 8 bits ends, it loses
+        items: of a query's opposites, say."""
+        best = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+        for part, vectors in self.rows.blocks(ids):
+            scores = np.concatenate([best[0], queries @ vectors.T], axis=1)
+            known = np.concatenate([best[1], part[None].repeat(len(queries), 0)], axis=1)
+            best = _best(scores, known, k)
+        return best
 
     def _candidates(
         self,
@@ -246,11 +263,12 @@ class IvfIndex:
     ) -> np.ndarray:
         """Ids int64 (B, wanted) by their codes, -1 where the chosen lists hold fewer."""
         lists, scores = chosen
-        last = self._parameters  # again where nothing changed: making them takes a while
-        if last is None or last[0] != lists.shape[1] or last[1] is not bits:
+        if self._parameters[0] is not bits:
+            self._parameters = bits, {}
+        made, count = self._parameters[1], lists.shape[1]
+        if count not in made:
             options = {} if bits is None else {"sel": self._faiss.IDSelectorBitmap(bits)}
-            parameters = self._faiss.SearchParametersIVF(nprobe=lists.shape[1], **options)
-            last = self._parameters = lists.shape[1], bits, parameters
+            made[count] = self._faiss.SearchParametersIVF(nprobe=count, **options)
         found = np.empty((len(inner), wanted), np.int64)
         estimates = np.empty(found.shape, np.float32)
         pointer = self._faiss.swig_ptr
@@ -264,7 +282,7 @@ class IvfIndex:
             pointer(estimates),
             pointer(found),
             False,
-            last[2],
+            made[count],
         )
         return found
 

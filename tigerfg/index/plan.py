@@ -11,12 +11,13 @@ FLAT, AUTO = "flat", "auto"
 FLAT_MOST = 20_000  # items up to which "auto" scans them all
 ID_BYTES = 8
 ROW_BYTES = 11  # an item beside an IVF index: its place in the vectors file, its list, its life
-# Codes of `auto`, the quickest first: bits a dimension, and bytes of factors besides. RaBitQ is of
-# Gao & Long 2024, arXiv 2405.12497.
-_CODES = (("PQx4fs", 4, 0), ("RaBitQfs2", 2, 20), ("RaBitQfs", 1, 8))
+# Of `auto`, the quickest first: what is before the lists, codes, their bits a dimension, and bytes
+# of factors besides. RaBitQ (Gao & Long 2024, arXiv 2405.12497) needs no matrices and no codebooks.
+_CODES = (("SVD,", "PQx4fs", 4, 0), ("", "RaBitQfs2", 2, 20), ("", "RaBitQfs", 1, 8))
 # From so many lists on, their centres are searched by a graph: of 4,096 it takes as long as
 # comparing them all in the few dimensions that `span` leaves them. Its bytes a centre.
 _GRAPH_FROM, _GRAPH, _GRAPH_BYTES = 8192, "_HNSW16", 160
+_SPARE = 16  # empty places of a list, on average: fast-scan has them by 32
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,15 @@ class IndexSettings:
             return FLAT
         lists = list_count(items)
         graph = _GRAPH if lists >= _GRAPH_FROM else ""
-        centre = 4 * dim + (_GRAPH_BYTES if graph else 0)
+        centre = 8 * dim + (_GRAPH_BYTES if graph else 0)  # faiss's, and numpy's
         needed = 0
-        for code, bits, factors in _CODES:
-            needed = items * (dim * bits // 8 + factors + ID_BYTES + ROW_BYTES) + centre * lists
+        for before, code, bits, factors in _CODES:
+            size = dim * bits // 8 + factors + ID_BYTES
+            needed = items * (size + ROW_BYTES) + lists * (centre + _SPARE * size)
+            if before:  # two matrices, faiss's and numpy's, and a codebook
+                needed += 16 * dim * dim + 64 * dim
             if self._fits(needed):
-                return f"SVD,IVF{lists}{graph},{code}"
+                return f"{before}IVF{lists}{graph},{code}"
         raise InputError(
             f"memory_budget {self.memory_budget}: the smallest index of {items} items needs "
             f"{needed} bytes"

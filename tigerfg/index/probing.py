@@ -27,15 +27,15 @@ Chosen = tuple[np.ndarray, np.ndarray]  # lists int64 (B, L), -1 for none, and t
 
 
 class Centres:
-    """The centres of an IVF index of faiss, and their scores (inner products).
+    """The centres of an IVF index of faiss, and their scores (inner products); not without it.
 
     Queries are given as the lists have them, float32 (B, D).
     """
 
     def __init__(self, faiss: Any, ivf: Any) -> None:
         self.count = ivf.nlist
+        self._ivf = ivf  # with what Python keeps of it
         self._faiss = faiss
-        self._ivf = ivf  # owns what follows
         self._transforms = transforms_of(ivf.quantizer)
         index = faiss.downcast_index(ivf.quantizer)
         if isinstance(index, faiss.IndexPreTransform):
@@ -93,7 +93,7 @@ class Probing:
             lists[scores[:, :1] - scores > self._margin(nprobe)] = -1
             return lists, scores
         scores = self.centres.scores(queries)
-        if nprobe < count:
+        if nprobe < count:  # as `least` has it, but for the lines that are looked at once more
             chosen = from_score(scores, scores.max(axis=1) - self._margin(nprobe))
             if chosen[0].shape[1] <= MOST * nprobe:
                 return chosen

@@ -1,6 +1,6 @@
 """SVD: an index in the directions that embeddings fill, its centres in still fewer.
 
-Embeddings fill a part of their dimensions: of `tiny`'s 256, 112 hold 99.9 % of the squares. With
+Embeddings fill a part of their dimensions: of `tiny`'s 256, 128 hold 99.95 % of the squares. With
 "SVD" before a factory string, vectors are projected onto so many principal directions, through the
 origin, as inner products ask for (faiss's PCA moves it), and turned at random, so that no dimension
 varies more than another: fast-scan has one scale of 8 bits for all of them. The lists are chosen by
@@ -54,13 +54,13 @@ def _spanning(parts: Spanned, sample: np.ndarray) -> tuple[Any, str]:
     _fill(narrow, turned.T[: narrow.d_out])
     inner = transform.apply(sample)
     centres = _centres(narrow.apply(inner), parts, ivf.cp)
+    quantizer = faiss.IndexPreTransform(narrow, centres)
     replaced, ivf.own_fields = ivf.quantizer, False
     replaced.thisown = True
-    ivf.quantizer = quantizer = faiss.IndexPreTransform(narrow, centres)
+    ivf.quantizer = quantizer
     ivf.train(inner)
     index.is_trained = True
     whole = faiss.deserialize_index(faiss.serialize_index(index))  # parts that are faiss's own
-    del quantizer
     return whole, str(parts)
 
 
