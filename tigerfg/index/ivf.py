@@ -245,8 +245,11 @@ class IvfIndex:
         return scores[:, :k], ids[:, :k]
 
     def _exact(self, queries: np.ndarray, k: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of these items, at least k. Where fast-scan's scale of 8 bits ends, it loses
-        items: of a query's opposites, say."""
+        """The k best of these items (k or more), all compared.
+
+        For few items, and where faiss came short: fast-scan loses items whose estimate is the least
+        of its 8 bits, such as a query's opposites.
+        """
         best = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         for part, vectors in self.rows.blocks(ids):
             scores = np.concatenate([best[0], queries @ vectors.T], axis=1)
