@@ -589,7 +589,7 @@ def test_closing_builds_what_is_due(path: Path, monkeypatch: pytest.MonkeyPatch)
     collection.put(records(0, vectors(2000)))
     collection.close()
     with Reopened(path, read_only=True) as reader:
-        assert reader.stats().kind != "flat"
+        assert reader.stats().kind.startswith("SVD")
 
 
 def test_readers_take_the_index_that_a_writer_built(path: Path) -> None:
