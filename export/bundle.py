@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -24,7 +25,7 @@ from tigerfg.export.report import Report
 from tigerfg.export.samples import Samples, load_samples
 from tigerfg.export.weights import WEIGHTS, write_models
 from tigerfg.model import TigerFG, load_checkpoint
-from tigerfg.model.checkpoint import fingerprint
+from tigerfg.model.checkpoint import find_checkpoint, fingerprint, parameters
 from tigerfg.text import TextTokenizer
 
 PRECISIONS = ("fp32", "int8")
@@ -46,9 +47,11 @@ def export_bundle(
     """Export a checkpoint as a bundle directory and prove that it gives what the model gives.
 
     Args:
-        ckpt: checkpoint directory; its MODEL_CARD.md and training_log.jsonl are copied along.
+        ckpt: checkpoint directory, a bundle that holds its parameters, or the name of a shipped
+            one; its MODEL_CARD.md and training_log.jsonl are copied along.
         out: the bundle directory; an existing bundle there is replaced, anything else refused.
-        precisions: of the graphs for CPUs: "fp32", "int8" or both.
+        precisions: of the graphs for CPUs: "fp32", "int8" or both. With "fp32" the bundle holds the
+            parameters: it can be trained further and exported anew.
         parity_data: directory with items.jsonl and queries.jsonl that the quantisers are
             calibrated and parity measured on; None renders products.
         progress: called with one line per step.
@@ -64,7 +67,7 @@ def export_bundle(
         MissingExtraError: engines are wanted, and no builder is installed.
     """
     say = progress or (lambda line: None)
-    checkpoint, out = Path(ckpt), Path(out)
+    checkpoint, out = find_checkpoint(ckpt), Path(out)
     precisions = _check_precisions(precisions)
     _check_target(out)
     builder = gpu.builder() if gpu else None
@@ -153,16 +156,18 @@ def _fill(
     report = Report(model, held_out, reference(model, held_out), say)
     if part:
         report.emulated(typed, part.request.precisions, part.cuts())
-    write_models({**graphs, **(part.graph_files(typed) if part else {})}, folder)
+    weights = write_models({**graphs, **(part.graph_files(typed) if part else {})}, folder)
+    shared: dict[str, Mapping[str, Any]] = {}
+    if "fp32" in precisions:
+        arrays = {name: value.numpy() for name, value in parameters(model).items()}
+        shared["parameters"] = weights.add_parameters(arrays)
     report.cpu_runtimes(folder, precisions)
     towers = {
         tower: {name: record(folder / graph_file(tower, name)) for name in precisions}
         for tower in TOWERS
     }
-    shared = {
-        "weights": record(folder / WEIGHTS),
-        "tokenizer": record(folder / TOKENIZER_FILE),
-    }
+    shared["weights"] = record(folder / WEIGHTS)
+    shared["tokenizer"] = record(folder / TOKENIZER_FILE)
     if part:
         part.fill(held_out)
 

@@ -49,7 +49,7 @@ def manifest(
     Args:
         fingerprint: of the checkpoint.
         towers: tower -> precision -> record of the graphs for CPUs.
-        shared: records of the weights and the tokenizer.
+        shared: records of the weights and the tokenizer, and where the parameters lie.
         gpu: the part that `tigerfg.gpu_bundle.GpuPart` reads; None without one.
         parity: the report.
     """

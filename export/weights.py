@@ -1,11 +1,13 @@
-"""ONNX files that share one weight file: the backbone of both towers is stored once."""
+"""ONNX files and the model's parameters in one weight file: what is alike is stored once."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -14,25 +16,60 @@ ALIGNMENT = 64
 SMALLEST = 1024  # bytes; below, a tensor stays inside its ONNX file
 
 
-def write_models(models: Mapping[str, onnx.ModelProto], directory: Path) -> None:
+def write_models(models: Mapping[str, onnx.ModelProto], directory: Path) -> WeightFile:
     """Write every model as `directory/<name>`, and their large tensors once each in WEIGHTS.
 
     The models are left with references in place of their large tensors.
     """
-    places: dict[bytes, tuple[int, int]] = {}
-    with open(directory / WEIGHTS, "wb") as stream:
+    file = WeightFile(directory / WEIGHTS)
+    with file.path.open("wb") as stream:
         for name, proto in models.items():
             for tensor in proto.graph.initializer:
                 data = onnx.numpy_helper.to_array(tensor).tobytes()
-                if len(data) < SMALLEST:
-                    continue
-                key = hashlib.sha256(data).digest()
-                if key not in places:
-                    stream.write(b"\0" * (-stream.tell() % ALIGNMENT))
-                    places[key] = (stream.tell(), len(data))
-                    stream.write(data)
-                _refer(tensor, *places[key])
+                if len(data) >= SMALLEST:
+                    _refer(tensor, file.place(stream, data), len(data))
             (directory / name).write_bytes(proto.SerializeToString(deterministic=True))
+    return file
+
+
+class WeightFile:
+    """WEIGHTS of a bundle, and where in it what lies."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._places: dict[bytes, int] = {}
+
+    def place(self, stream: BinaryIO, data: bytes) -> int:
+        """The offset of these bytes, written at the end of the stream unless they are there."""
+        key = hashlib.sha256(data).digest()
+        if key not in self._places:
+            stream.write(b"\0" * (-stream.tell() % ALIGNMENT))
+            self._places[key] = stream.tell()
+            stream.write(data)
+        return self._places[key]
+
+    def add_parameters(self, parameters: Mapping[str, np.ndarray]) -> dict[str, dict[str, int]]:
+        """Make sure that every parameter of a model is in the file.
+
+        Graphs hold most of them, matrices often transposed.
+
+        Args:
+            parameters: name -> float32 array.
+
+        Returns:
+            "plain" and "transposed": name -> offset of what lies there as it is, or as its
+            transpose. `tigerfg.model.bundled` reads it.
+        """
+        found: dict[str, dict[str, int]] = {"plain": {}, "transposed": {}}
+        with self.path.open("ab") as stream:
+            for name, value in parameters.items():
+                turned = value.ndim == 2 and self._has(value.T) and not self._has(value)
+                data = (value.T if turned else value).tobytes()
+                found["transposed" if turned else "plain"][name] = self.place(stream, data)
+        return found
+
+    def _has(self, value: np.ndarray) -> bool:
+        return hashlib.sha256(value.tobytes()).digest() in self._places
 
 
 def _refer(tensor: TensorProto, offset: int, length: int) -> None:

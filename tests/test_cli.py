@@ -421,7 +421,7 @@ def test_export_refuses_what_it_cannot_do(tmp_path):
 
 def test_export_without_checkpoint_is_one_line(tmp_path):
     args = ["--ckpt", str(tmp_path / "gone"), "--out", str(tmp_path / "b")]
-    assert_one_line(CliRunner().invoke(export.app, args), 2, "gone", "does not exist")
+    assert_one_line(CliRunner().invoke(export.app, args), 1, "gone is no directory")
 
 
 def test_train_configuration(tmp_path):
@@ -438,6 +438,10 @@ def test_train_configuration(tmp_path):
     assert made.model.grounding.queries_per_head == 1
     assert (made.stages[0].kind, made.weights.map) == ("crops", 2.0)
     assert train_config(None, "tiny", tmp_path, {}).products == 10_000
+    assert train_config(None, None, tmp_path, {}).model.name == "tiny"
+    further = {"init": Path("lite")}  # the model that it starts from, unless another is asked for
+    assert train_config(None, None, tmp_path, further).model.name == "lite"
+    assert train_config(None, "tiny", tmp_path, further).model.name == "tiny"
 
 
 @pytest.mark.parametrize(

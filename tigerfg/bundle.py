@@ -179,10 +179,14 @@ class Bundle:
             )
 
 
+def shipped() -> list[str]:
+    """Names of the bundles that come with tigerfg."""
+    return sorted(folder.parent.name for folder in _SHIPPED.glob(f"*/{MANIFEST_FILE}"))
+
+
 def _locate(path_or_name: str | os.PathLike) -> Path:
     path = Path(path_or_name)
-    shipped = sorted(folder.parent.name for folder in _SHIPPED.glob(f"*/{MANIFEST_FILE}"))
-    if os.fspath(path_or_name) in shipped:
+    if os.fspath(path_or_name) in shipped():
         return _SHIPPED / path
     if path.is_dir():
         return path
@@ -190,7 +194,7 @@ def _locate(path_or_name: str | os.PathLike) -> Path:
         raise BundleError(f"{path}: a bundle is a directory with {MANIFEST_FILE}, this is a file")
     raise BundleError(
         f"{path}: no such bundle directory, and no shipped bundle of that name "
-        f"(shipped: {', '.join(shipped) or 'none'})"
+        f"(shipped: {', '.join(shipped()) or 'none'})"
     )
 
 

@@ -207,6 +207,18 @@ def test_clip_baseline_trains_from_a_checkpoint(finished: dict[str, Path], out: 
     assert set(log(out)[0]) == {"stage", "step", "nce", "relation"}
 
 
+def test_a_bundle_is_trained_further(small_bundle: Path, out: Path) -> None:
+    start = load_checkpoint(small_bundle)
+    settings = config(out, model=start.config, stages=STAGES[3:], init=small_bundle)
+    trained = train(settings, show_progress=False)
+    tokenizers = [(folder / "tokenizer.json").read_bytes() for folder in (trained, small_bundle)]
+    assert tokenizers[0] == tokenizers[1]
+    now = load_checkpoint(trained)
+    pairs = zip(now.parameters(), start.parameters(), strict=True)
+    moved = [(one - other).abs().max().item() for one, other in pairs]
+    assert 0.0 < max(moved) < 0.2  # four steps from there, not a start from random numbers
+
+
 def test_losses_of_weight_zero_are_not_in_the_log(finished: dict[str, Path], out: Path) -> None:
     none = LossWeights(region=0.0, dense=0.0, map=0.0, relation=0.0)
     init = finished["plain"] / "checkpoint-2-map"

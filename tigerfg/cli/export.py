@@ -27,7 +27,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def command(
     ctx: typer.Context,
     ckpt: Annotated[
-        Path, typer.Option("--ckpt", exists=True, file_okay=False, help="Checkpoint directory.")
+        Path,
+        typer.Option(
+            "--ckpt", help="Checkpoint or bundle directory, or the name of a shipped model."
+        ),
     ],
     out: Annotated[
         Path | None,

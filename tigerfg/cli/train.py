@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 def command(
     out: Annotated[Path, typer.Option("--out", file_okay=False, help="The run's directory.")],
     preset: Annotated[
-        str, typer.Option("--preset", help="Model preset: tiny, small, lite or base.")
-    ] = "tiny",
+        str | None,
+        typer.Option(
+            "--preset",
+            help="Model preset: tiny, small, lite or base. Without: the model of --init, or tiny.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -45,7 +49,10 @@ def command(
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option("--init", exists=True, file_okay=False, help="Checkpoint to start from."),
+        typer.Option(
+            "--init",
+            help="What to start from: a checkpoint or bundle directory, or a shipped model's name.",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the state in --out.")
@@ -121,13 +128,16 @@ def command(
         typer.echo(f"checkpoint: {shown_path(checkpoint)}")
 
 
-def train_config(file: Path | None, preset: str, out: Path, told: dict[str, Any]) -> TrainConfig:
-    """The training configuration: the preset, changed by the file, changed by ``told``.
+def train_config(
+    file: Path | None, preset: str | None, out: Path, told: dict[str, Any]
+) -> TrainConfig:
+    """The training configuration: the preset or init's model, changed by the file and ``told``.
 
     Raises:
-        InputError: the file is no JSON object or has a field that does not exist.
+        InputError: the file is no JSON object or has a field that does not exist; no such init.
     """
     from tigerfg.errors import InputError
+    from tigerfg.model.checkpoint import load_config
     from tigerfg.model.config import ModelConfig
     from tigerfg.model.config import preset as model_preset
     from tigerfg.training.config import LossWeights, Stage, TrainConfig
@@ -146,7 +156,9 @@ def train_config(file: Path | None, preset: str, out: Path, told: dict[str, Any]
     changes = values.pop("model", {})
     if not isinstance(changes, dict):
         raise InputError(f"{file}: model is no JSON object that changes the preset")
-    model = model_preset(preset).to_dict()
+    init = told.get("init", values.get("init"))
+    start = model_preset(preset or "tiny") if preset or init is None else load_config(init)
+    model = start.to_dict()
     for name, value in changes.items():
         model[name] = {**model.get(name, {}), **value} if isinstance(value, dict) else value
     try:

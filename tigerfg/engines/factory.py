@@ -48,7 +48,7 @@ def open_engine(
 
     Args:
         bundle: a Bundle, its directory or the name of a shipped one; for engine "torch" a
-            checkpoint directory.
+            checkpoint, or a directory or name of a bundle that holds its parameters.
         engine: "tensorrt", "tensorrt-rtx", "onnx", "openvino", "torch", or "auto": on a GPU if
             bundle and machine allow it (a reason why not is logged once), else what a short
             measurement on this machine finds fastest, per tower, remembered in the user's cache

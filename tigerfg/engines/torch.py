@@ -19,7 +19,7 @@ class TorchEngine:
     """The reference model itself; needs the `train` extra.
 
     Args:
-        checkpoint: a checkpoint directory, or a model in evaluation mode.
+        checkpoint: what `load_checkpoint` takes, or a model in evaluation mode.
         threads: CPU threads, None for all; torch keeps one number for the whole process.
     """
 

@@ -1,4 +1,7 @@
-"""Checkpoints: a directory with config.json, model.safetensors and tokenizer.json. No pickle."""
+"""Checkpoints: a directory with config.json, model.safetensors and tokenizer.json. No pickle.
+
+A bundle that holds its parameters serves as one: `tigerfg.model.bundled`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from tigerfg.bundle import MANIFEST_FILE, Bundle, shipped
 from tigerfg.errors import InputError
+from tigerfg.model.bundled import bundle_config, bundle_weights
 from tigerfg.model.config import ModelConfig
 from tigerfg.model.towers import TigerFG
 
@@ -33,11 +39,7 @@ def save_checkpoint(model: TigerFG, tokenizer_file: str | Path, directory: str |
         staged = Path(temp) / "checkpoint"
         staged.mkdir()
         (staged / CONFIG).write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
-        weights = {
-            name: value.detach().float().contiguous().cpu()
-            for name, value in model.state_dict().items()
-        }
-        save_file(weights, staged / WEIGHTS)
+        save_file(parameters(model), staged / WEIGHTS)
         shutil.copyfile(tokenizer_file, staged / TOKENIZER)
         old = Path(temp) / "old"
         if directory.exists():
@@ -46,26 +48,66 @@ def save_checkpoint(model: TigerFG, tokenizer_file: str | Path, directory: str |
     return directory
 
 
-def load_checkpoint(directory: str | Path) -> TigerFG:
-    """Load a checkpoint directory to a float32 model in evaluation mode on the CPU.
+def parameters(model: TigerFG) -> dict[str, Tensor]:
+    """Name -> the model's parameters as they are stored: float32, contiguous, on the CPU."""
+    return {
+        name: value.detach().float().contiguous().cpu()
+        for name, value in model.state_dict().items()
+    }
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """The directory of a checkpoint, or of a bundle that serves as one.
+
+    tokenizer.json, MODEL_CARD.md and training_log.jsonl lie in both.
+
+    Args:
+        source: the directory, or the name of a shipped bundle. What is there goes before a name.
+
+    Raises:
+        InputError: neither.
+    """
+    path = Path(source)
+    if (path / CONFIG).is_file() or (path / MANIFEST_FILE).is_file():
+        return path
+    if str(source) in shipped():
+        return Bundle.open(source).path
+    if path.is_dir():
+        raise InputError(f"checkpoint: {path} has no {CONFIG}; give a checkpoint directory")
+    raise InputError(
+        f"checkpoint: {path} is no directory, and no shipped model (shipped: "
+        f"{', '.join(shipped())})"
+    )
+
+
+def load_config(source: str | Path) -> ModelConfig:
+    """The configuration of a checkpoint or bundle, arguments and errors as of `load_checkpoint`."""
+    directory = find_checkpoint(source)
+    if not (directory / CONFIG).is_file():
+        return ModelConfig.from_dict(bundle_config(Bundle.open(directory)))
+    try:
+        return ModelConfig.from_dict(json.loads((directory / CONFIG).read_text()))
+    except json.JSONDecodeError as error:
+        raise InputError(f"checkpoint: {directory / CONFIG} is not JSON ({error})") from error
+
+
+def load_checkpoint(source: str | Path) -> TigerFG:
+    """Load a checkpoint to a float32 model in evaluation mode on the CPU.
+
+    Args:
+        source: a checkpoint directory, a bundle's, or the name of a shipped bundle.
 
     Raises:
         InputError: not a checkpoint, a file missing or damaged, or weights that do not fit.
+        BundleError: a damaged bundle, or one that holds no float32 parameters.
     """
-    directory = Path(directory)
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
-        if not (directory / name).is_file():
-            raise InputError(f"checkpoint: {directory} has no {name}; give a checkpoint directory")
-    try:
-        config = ModelConfig.from_dict(json.loads((directory / CONFIG).read_text()))
-    except json.JSONDecodeError as error:
-        raise InputError(f"checkpoint: {directory / CONFIG} is not JSON ({error})") from error
-    try:
-        weights = load_file(directory / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"checkpoint: {directory / WEIGHTS} is damaged ({error})") from error
-    model = TigerFG(config)
+    directory = find_checkpoint(source)
+    model = TigerFG(load_config(directory))
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if (directory / CONFIG).is_file():
+        weights = _load_weights(directory)
+    else:
+        weights = bundle_weights(Bundle.open(directory), expected)
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != found:
         wrong = sorted(expected.keys() ^ found.keys()) or sorted(
@@ -79,9 +121,25 @@ def load_checkpoint(directory: str | Path) -> TigerFG:
     return model.eval().requires_grad_(False)
 
 
-def fingerprint(directory: str | Path) -> str:
-    """SHA-256 over config, weights and tokenizer: two checkpoints agree if they embed alike."""
+def _load_weights(directory: Path) -> dict[str, Tensor]:
+    for name in (WEIGHTS, TOKENIZER):
+        if not (directory / name).is_file():
+            raise InputError(f"checkpoint: {directory} has no {name}; give a checkpoint directory")
+    try:
+        return load_file(directory / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"checkpoint: {directory / WEIGHTS} is damaged ({error})") from error
+
+
+def fingerprint(source: str | Path) -> str:
+    """SHA-256 over config, weights and tokenizer: two checkpoints agree if they embed alike.
+
+    Of a bundle it is that of the checkpoint it was made of.
+    """
+    directory = find_checkpoint(source)
+    if not (directory / CONFIG).is_file():
+        return Bundle.open(directory).fingerprint
     digest = hashlib.sha256()
     for name in (CONFIG, WEIGHTS, TOKENIZER):
-        digest.update(hashlib.sha256((Path(directory) / name).read_bytes()).digest())
+        digest.update(hashlib.sha256((directory / name).read_bytes()).digest())
     return digest.hexdigest()

@@ -77,7 +77,8 @@ class TrainConfig:
         products, product_seed: how many rendered products, and their seed.
         shards: a suite's directory of training shards, used in place of rendered products.
         photo_share: share of a batch that is real photos.
-        init: checkpoint to start from (with its tokenizer), or None.
+        init: what to start from, with its tokenizer: a checkpoint, a bundle that holds its
+            parameters, or the name of a shipped one; or None.
         pretrained: load the published weights of the encoders: of `lite`, or by `name` of Hugging
             Face's.
         seed: of weights, batches and augmentation. threads: CPU threads, None for all.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tigerfg.model.checkpoint import TOKENIZER, find_checkpoint
 from tigerfg.text import TextTokenizer
 from tigerfg.training.batches import BatchMaker
 from tigerfg.training.card import HELD_OUT
@@ -54,9 +55,9 @@ class Inputs:
         if config.photos is not None:
             sources.append(Pool.load(folders["photos"]))
             shares = [1.0 - config.photo_share, config.photo_share]
-        self.tokenizer_file = Path(config.out) / "tokenizer.json"
+        self.tokenizer_file = Path(config.out) / TOKENIZER
         if config.init is not None:
-            self.tokenizer_file = config.init / "tokenizer.json"
+            self.tokenizer_file = find_checkpoint(config.init) / TOKENIZER
         elif world.first and not self.tokenizer_file.exists():
             texts = (text for source in sources for text in _texts(source))
             train_tokenizer(texts, config.model.text.vocab_size, self.tokenizer_file)
