@@ -20,6 +20,7 @@ from tigerfg.errors import CatalogError, InputError
 from tigerfg.index import ivf, keeper, plan, probing
 from tigerfg.index.build import Point, exact_neighbours, next_nprobe, tune
 from tigerfg.index.collection import Collection
+from tigerfg.index.photo_like import COSINE, photo_like
 from tigerfg.index.plan import IndexSettings, list_count
 from tigerfg.index.refine import refined
 from tigerfg.index.snapshot import copy_catalog
@@ -372,7 +373,7 @@ def test_the_point_that_is_chosen(
 
     monkeypatch.setattr("tigerfg.index.build.FACTORS", (3,))
     monkeypatch.setattr("tigerfg.index.build._measure", measured)
-    point, curve = tune(Index(), vectors(9), np.arange(9), np.zeros((9, 10)), 0.95)
+    point, curve = tune(Index(), vectors(9), np.zeros((9, 10)), 0.95)
     assert point.nprobe == chosen
     assert len({p.nprobe for p in curve}) == len(curve)
 
@@ -660,17 +661,29 @@ def test_auto_goes_by_size_and_budget() -> None:
     assert [list_count(n) for n in (0, 1, 100, 20_001, 10**8)] == [1, 1, 2, 512, 32768]
 
 
-def test_exact_neighbours_leave_out_the_item_itself(filled: Path) -> None:
+def test_exact_neighbours(filled: Path) -> None:
     collection = Collection.open(filled, read_only=True)
     store = collection._store
     rows, ids = VectorRows(store), store.ids()
-    own = ids[[0, 17, 4000]]
-    found = exact_neighbours(rows, ids, own, rows.get(own))
+    queries = rows.get(ids[[0, 17, 4000]])
+    found = exact_neighbours(rows, ids, queries)
     matrix = rows.get(ids)
-    for item, near in zip(own, found, strict=True):
-        scores = matrix @ rows.get(item[None])[0]
-        best = ids[np.argsort(-scores)][1:11]
+    for query, near in zip(queries, found, strict=True):
+        best = ids[np.argsort(-(matrix @ query))][:10]
         assert set(near.tolist()) == set(best.tolist())
-    few = exact_neighbours(rows, ids[:4], own[:1], rows.get(own[:1]))
-    assert sorted(few[0].tolist())[:7] == [-1] * 7
+    few = exact_neighbours(rows, ids[:4], queries[:1])
+    assert sorted(few[0].tolist())[:6] == [-1] * 6
     collection.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 500])
+def test_photo_like_queries_lie_beside_the_items(count: int) -> None:
+    items = vectors(count) if count else np.zeros((0, DIM), np.float32)
+    moved = photo_like(items)
+    assert moved.dtype == np.float32
+    assert moved.shape == items.shape
+    np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 1.0, atol=1e-6)
+    cosines = (moved * items).sum(axis=1)
+    np.testing.assert_allclose(cosines, COSINE if count > 1 else 1.0, atol=1e-6)
+    assert np.isfinite(photo_like(np.repeat(vectors(1), 5, axis=0))).all()  # none differ
+    np.testing.assert_array_equal(photo_like(items), moved)

@@ -13,14 +13,15 @@ from tigerfg.errors import InputError
 from tigerfg.index.derived import Loaded, import_faiss
 from tigerfg.index.factory import list_count_of, require_ivf, transformed, transforms_of
 from tigerfg.index.ivf import NEIGHBOURS, IvfIndex
+from tigerfg.index.photo_like import photo_like
 from tigerfg.index.probing import Centres, measured_margins
 from tigerfg.index.span import trained
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
 
-QUERIES = 256  # stored vectors held out of the training that nprobe is tuned with
+QUERIES = 256  # stored vectors held out of the training, of which queries are made to tune with
 A_LIST, AT_LEAST = 64, 20_000  # vectors trained on: so many a list
-FACTORS = (4, 6, 10, 20)  # candidates a wanted result, for refinement: with two, photos find less
+FACTORS = (4, 6, 10, 20, 40)  # candidates a wanted result, for refinement
 FEW = 100  # items: below, nothing is held out of the training
 SEED = 7
 
@@ -75,7 +76,7 @@ def build(
         index.add_with_ids(vectors, part)
     filled = time.perf_counter()
     sample = store.queries() if queries is None else queries
-    queries, own = tuning_queries(sample, rows, held_out)
+    queries = tuning_queries(sample, rows, held_out)
     inner = transformed(transforms_of(index), queries)
     faiss = import_faiss()
     centres = Centres(faiss, faiss.extract_index_ivf(index))
@@ -89,16 +90,16 @@ def build(
         "curve": [],
     }
     built = IvfIndex(store, rows, Loaded(index, store.number, notes))
-    truth = exact_neighbours(rows, ids, own, queries)
-    # of items, amid what surrounds them, lists reach farther than of photos: no need to spare
-    share = target_recall if (own >= 0).any() else (1 + target_recall) / 2
+    truth = exact_neighbours(rows, ids, queries)
+    # of moved items lists reach farther than of photos: no need to spare
+    share = (1 + target_recall) / 2 if len(sample) else target_recall
     built.notes["reach"] = built.reach(queries, truth, share)
-    chosen, curve = tune(built, queries, own, truth, target_recall)
+    chosen, curve = tune(built, queries, truth, target_recall)
     built.notes |= {
         "nprobe": chosen.nprobe,
         "factor": chosen.factor,
         "imbalance": built.imbalance,
-        "queries": int((own < 0).sum()),
+        "queries": len(sample),
         "recall": chosen.recall,
         "ms": chosen.ms,
         "curve": [point._asdict() for point in curve],
@@ -120,36 +121,28 @@ def build(
     return built
 
 
-def tuning_queries(
-    sample: np.ndarray, rows: VectorRows, items: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """What an index is tuned with: sample queries (Q, E) if there are any, else stored items.
+def tuning_queries(sample: np.ndarray, rows: VectorRows, items: np.ndarray) -> np.ndarray:
+    """What an index is tuned with, float32 (Q, E): sample queries, else such as photos might be.
 
-    Photos lie further from the items than items do from each other, so that an index which finds
-    .95 of an item's neighbours may find less of a photo's.
-
-    Returns:
-        Queries (Q, E) float32, and the internal ids (Q,) of the items that they are, which are no
-        results of theirs; -1 for a sample query.
+    Args:
+        sample: sample queries (Q, E), or none of them. items: ids of stored items.
     """
-    if len(sample):
-        return sample, np.full(len(sample), -1, np.int64)
-    return rows.get(items), items
+    return sample if len(sample) else photo_like(rows.get(items))
 
 
 def tune(
-    index: IvfIndex, queries: np.ndarray, own: np.ndarray, truth: np.ndarray, target: float
+    index: IvfIndex, queries: np.ndarray, truth: np.ndarray, target: float
 ) -> tuple[Point, list[Point]]:
     """The cheapest measured point that reaches the target, and the whole curve.
 
     Args:
-        queries, own: as `tuning_queries` gives them. truth: their nearest, see `exact_neighbours`.
+        queries: (Q, E). truth: their nearest, see `exact_neighbours`.
     """
     curve: list[Point] = []
     for factor in FACTORS:
         nprobe, recalls = 1, {}
         while True:
-            point = _measure(index, queries, own, truth, nprobe, factor)
+            point = _measure(index, queries, truth, nprobe, factor)
             curve.append(point)
             recalls[nprobe] = point.recall
             flat_out = nprobe >= 16 and point.recall <= recalls[nprobe // 2] + 0.001
@@ -171,15 +164,12 @@ def next_nprobe(nprobe: int) -> int:
     return 2 * power if nprobe > power or power == 1 else power * 3 // 2
 
 
-def exact_neighbours(
-    rows: VectorRows, ids: np.ndarray, own: np.ndarray, queries: np.ndarray
-) -> np.ndarray:
-    """Ids (Q, 10) of the nearest other items, -1 where there are fewer."""
+def exact_neighbours(rows: VectorRows, ids: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Ids (Q, 10) of the nearest items, -1 where there are fewer."""
     scores = np.full((len(queries), NEIGHBOURS), -np.inf, np.float32)
     found = np.full((len(queries), NEIGHBOURS), -1, np.int64)
     for part, vectors in rows.blocks(ids):
         near = queries @ vectors.T
-        near[own[:, None] == part[None]] = -np.inf
         scores = np.concatenate([scores, near], axis=1)
         found = np.concatenate([found, np.broadcast_to(part, near.shape)], axis=1)
         best = np.argpartition(-scores, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
@@ -191,7 +181,6 @@ def exact_neighbours(
 def _measure(
     index: IvfIndex,
     queries: np.ndarray,
-    own: np.ndarray,
     truth: np.ndarray,
     nprobe: int,
     factor: int,
@@ -199,12 +188,11 @@ def _measure(
     index.notes |= {"nprobe": nprobe, "factor": factor}
     hits: list[float] = []
     seconds: list[float] = []
-    for query, item, near in zip(queries, own, truth, strict=True):
+    for query, near in zip(queries, truth, strict=True):
         started = time.perf_counter()
-        _, ids = index.search(query[None], NEIGHBOURS + 1)
+        _, ids = index.search(query[None], NEIGHBOURS)
         seconds.append(time.perf_counter() - started)
         wanted = set(near.tolist()) - {-1}
-        others = [i for i in ids[0].tolist() if i != item][:NEIGHBOURS]
-        hits.append(len(wanted.intersection(others)) / max(1, len(wanted)))
+        hits.append(len(wanted.intersection(ids[0].tolist())) / max(1, len(wanted)))
     error = float(np.std(hits)) / math.sqrt(len(hits))
     return Point(nprobe, factor, float(np.mean(hits)), error, 1000 * float(np.median(seconds)))

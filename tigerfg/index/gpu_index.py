@@ -240,16 +240,16 @@ class GpuIndex:
         most = min(self.lists, MOST)
         if not len(sample):
             return most, 1.0
-        queries, own = tuning_queries(self._store.queries(), self._rows, sample)
-        wanted = min((NEAREST + 1) * self._factor, MOST)
+        queries = tuning_queries(self._store.queries(), self._rows, sample)
+        wanted = min(NEAREST * self._factor, MOST)
 
         def found(nprobe: int) -> list[list[int]]:
             ids = self._ask(queries, wanted, nprobe)[1]
             if self._factor > 1:
-                ids = refined(self._rows, queries, ids, NEAREST + 1)[1]
+                ids = refined(self._rows, queries, ids, NEAREST)[1]
             return [[i for i in line if i >= 0] for line in ids.tolist()]
 
-        *_, best = least_nprobe(found, own.tolist(), most, target)
+        *_, best = least_nprobe(found, most, target)
         return best
 
     def close(self) -> None:

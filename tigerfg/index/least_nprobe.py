@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 NEAREST = 10
@@ -10,26 +10,22 @@ NEAREST = 10
 
 def least_nprobe(
     search: Callable[[int], Iterable[Iterable[Any]]],
-    own: Sequence[Any],
     most: int,
     target: float,
 ) -> Iterator[tuple[int, float]]:
     """Powers of two, and the recall@10 of each, up to the first that reaches the target.
 
-    The truth are the neighbours found when `most` lists are probed. An item is no neighbour of its
-    own.
+    The truth are the neighbours found when `most` lists are probed.
 
     Args:
-        search: with so many lists, the names of the results of every query, best first, at least
-            `NEAREST` + 1 of them where there are.
-        own: the item that each query is, or None.
+        search: with so many lists, the names of the results of every query, `NEAREST` of them where
+            there are.
         most: lists that can be probed.
         target: share of the nearest to be found.
     """
 
     def neighbours(nprobe: int) -> list[set[Any]]:
-        lines = zip(search(nprobe), own, strict=True)
-        return [set([name for name in line if name != item][:NEAREST]) for line, item in lines]
+        return [set(line) for line in search(nprobe)]
 
     truth = neighbours(most)
     wanted = sum(map(len, truth))

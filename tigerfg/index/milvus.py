@@ -26,6 +26,7 @@ from tigerfg.index.milvus_filters import compile_filter
 from tigerfg.index.milvus_schema import MilvusIndex, key_of, objection, to_row
 from tigerfg.index.milvus_table import MOST_RESULTS, MilvusTable
 from tigerfg.index.milvus_tuning import measure
+from tigerfg.index.photo_like import photo_like
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.store import Record, Sampled
 
@@ -200,28 +201,24 @@ class MilvusCollection:
         """Have the server build its index of all items, and tune nprobe to the target recall.
 
         Args:
-            queries: sample queries (Q, E) to tune with, this once; None, or none of them: stored
-                items.
+            queries: sample queries (Q, E) to tune with, this once; None, or none of them: such as
+                photos might be, made of stored items.
         """
         self.require_writer("build an index")
         started = time.perf_counter()
         self._table.build_index()
         if self._index.lists and len(self):
-            own: list[str | None]
-            if queries is None or not len(queries):
+            given = 0 if queries is None else len(queries)
+            if not given:
                 sample = self.sample(SAMPLE, 0)
-                queries = np.array([item.vector for item in sample])
-                own = [item.document["item_id"] for item in sample]
-            else:
-                own = [None] * len(queries)
+                queries = photo_like(np.array([item.vector for item in sample]))
             tuned = measure(
                 lambda vectors, k, nprobe: self._table.nearest(vectors, k, "", self._index, nprobe),
                 queries,
-                own,
                 self._index.lists,
                 self.meta.target_recall,
             )
-            tuned["queries"] = own.count(None)
+            tuned["queries"] = given
             tuned["seconds"] = {"build and tune": round(time.perf_counter() - started, 2)}
             self._table.note({TUNED: json.dumps(tuned)})
             self._tuned = tuned

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +17,11 @@ TIMED = 32  # queries sent one at a time
 Search = Callable[[np.ndarray, int, int], "list[list[Match]]"]  # (embeddings, k, nprobe)
 
 
-def measure(
-    search: Search, queries: np.ndarray, own: Sequence[str | None], lists: int, target: float
-) -> dict[str, Any]:
+def measure(search: Search, queries: np.ndarray, lists: int, target: float) -> dict[str, Any]:
     """The least nprobe, of the powers of two, that reaches the target recall; and the curve.
 
     Args:
-        queries: (Q, E), at least one. own: the item that each of them is, or None.
+        queries: (Q, E), at least one.
         lists: inverted lists. target: share of the 10 nearest to be found.
 
     Returns:
@@ -31,11 +29,11 @@ def measure(
     """
 
     def names(nprobe: int) -> list[list[str]]:
-        found = search(queries, NEAREST + 1, nprobe)
+        found = search(queries, NEAREST, nprobe)
         return [[match.document["item_id"] for match in line] for line in found]
 
     curve: list[dict[str, Any]] = []
-    for nprobe, recall in least_nprobe(names, own, lists, target):
+    for nprobe, recall in least_nprobe(names, lists, target):
         times = []
         for vector in queries[:TIMED]:
             started = time.perf_counter()
