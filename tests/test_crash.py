@@ -144,9 +144,12 @@ def test_kill_at_random_moments(tmp_path, index):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("index", "kills"), [("auto", 30), (LISTS, 100)])
-def test_kill_at_many_random_moments(tmp_path, capsys, index, kills):
-    acknowledged, present = storm(tmp_path / "cat", kills, seed=30, index=index)
+@pytest.mark.parametrize(
+    ("index", "seed", "kills"),
+    [("auto", 30, 30), *((LISTS, seed, 25) for seed in range(30, 34))],  # a hundred with lists
+)
+def test_kill_at_many_random_moments(tmp_path, capsys, index, seed, kills):
+    acknowledged, present = storm(tmp_path / "cat", kills, seed, index)
     with Searcher.open(tmp_path / "cat", FakeBundle(), read_only=True) as searcher:
         kind = searcher.stats().kind
     assert kind == ("flat" if index == "auto" else index)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from gate import GATED, USAGE, USAGE_HEADER
 
 from tigerfg.kernels.variant import INTERPRETED
@@ -50,15 +51,23 @@ def without_interpreter() -> dict[str, str]:
 def compiled_kernels(
     tmp_path_factory: pytest.TempPathFactory, without_interpreter: dict[str, str]
 ) -> Path:
-    """What `tigerfg.kernels.aot` writes for the GATED kernels; not to be altered."""
-    out = tmp_path_factory.mktemp("kernels")
-    run = subprocess.run(
-        [sys.executable, "-m", "tigerfg.kernels.aot", "--out", out, "--only", *GATED],
-        env=without_interpreter,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    """What `tigerfg.kernels.aot` writes for the GATED kernels; not to be altered.
+
+    Compiled by whichever of pytest-xdist's workers is first.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all workers
+    out = folder / "kernels"
+    with FileLock(f"{out}.lock"):
+        if not (out / "index.json").is_file():
+            run = subprocess.run(
+                [sys.executable, "-m", "tigerfg.kernels.aot", "--out", out, "--only", *GATED],
+                env=without_interpreter,
+                capture_output=True,
+                text=True,
+            )
+            assert run.returncode == 0, run.stderr
     return out
 
 

@@ -172,7 +172,9 @@ def test_script_leaves_out_what_was_measured(tmp_path: Path) -> None:
 
 def run_benchmarks(results: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """bench/test_kernels.py in a pytest of its own, without the interpreter."""
-    environment = {**os.environ, "RESULTS_DIR": str(results)}
+    # not a worker of pytest-xdist, for which pytest-benchmark would measure nothing
+    kept = (name for name in os.environ if not name.startswith("PYTEST_XDIST"))
+    environment = {**{name: os.environ[name] for name in kept}, "RESULTS_DIR": str(results)}
     environment.pop("TRITON_INTERPRET", None)
     environment["PYTHONPATH"] = str(Path(__file__).parent)
     command = [sys.executable, "-m", "pytest", "bench/test_kernels.py", "--benchmark-only", "-q"]
