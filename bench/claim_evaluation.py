@@ -22,7 +22,7 @@ from tigerfg.engines.torch import TorchEngine
 from tigerfg.errors import InputError
 from tigerfg.images import Preprocessing
 from tigerfg.model import TigerFG, load_checkpoint
-from tigerfg.model.checkpoint import TOKENIZER, fingerprint
+from tigerfg.model.checkpoint import TOKENIZER, find_checkpoint, fingerprint
 from tigerfg.text import TextTokenizer
 from tigerfg.training.box_files import write_boxes
 from tigerfg.training.box_head import train_box_head
@@ -109,7 +109,7 @@ def evaluate_item_tower(
 
 def evaluate_all(
     checkpoint: Path,
-    towers: Path,
+    towers: Path | None,
     data: Sequence[DataSet],
     config: TrainConfig,
     threads: int | None,
@@ -121,7 +121,8 @@ def evaluate_all(
 
     Args:
         checkpoint: whose towers embed, and on whose features the detectors are trained.
-        towers: the checkpoint before the joint stage: its query tower gives rows on the same crops.
+        towers: the checkpoint before the joint stage: its query tower gives rows on the same
+            crops. None where there is none.
         config: of the checkpoint's run: for the detectors' training pictures, and where their
             boxes are written.
 
@@ -136,11 +137,12 @@ def evaluate_all(
             own = boxes[part.name]
             wanted = {"item": Row(), "text": Row("text"), **_query_rows(own)}
             rows += _rows(encoder, part, wanted, own)
-    with _opened(towers, threads) as (_, encoder):
-        for part in data:
-            own = boxes[part.name]
-            for row in _rows(encoder, part, _query_rows(own), own):
-                rows.append({**row, "row": BEFORE + row["row"]})
+    if towers is not None:
+        with _opened(towers, threads) as (_, encoder):
+            for part in data:
+                own = boxes[part.name]
+                for row in _rows(encoder, part, _query_rows(own), own):
+                    rows.append({**row, "row": BEFORE + row["row"]})
     told = {title: {"iou": run.mean_iou, "held_out": run.held_out} for title, run in heads.items()}
     return rows, told
 
@@ -155,7 +157,9 @@ def _opened(checkpoint: Path, threads: int | None) -> Iterator[tuple[TigerFG, En
         fingerprint(checkpoint),
         model.config.embedding_dim,
         model.config.preprocessing,
-        TextTokenizer.from_file(checkpoint / TOKENIZER, model.config.text.max_length),
+        TextTokenizer.from_file(
+            find_checkpoint(checkpoint) / TOKENIZER, model.config.text.max_length
+        ),
     )
     with closing(Encoder(bundle, TorchEngine(model, threads))) as encoder:
         yield model, encoder

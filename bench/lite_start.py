@@ -1,6 +1,6 @@
 """What `lite` is trained from: an ImageNet backbone with the text encoder of a trained `tiny`.
 
-python bench/lite_start.py TINY_CHECKPOINT OUT     (make bundle-lite)
+python bench/lite_start.py TINY OUT     (make bundle-lite; TINY: a checkpoint, or the shipped one)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tigerfg.model import TigerFG, load_checkpoint, save_checkpoint
-from tigerfg.model.checkpoint import TOKENIZER
+from tigerfg.model.checkpoint import TOKENIZER, find_checkpoint
 from tigerfg.model.config import preset
 
 
@@ -19,7 +19,7 @@ def main(tiny: Path, out: Path) -> None:
     torch.manual_seed(0)  # the head and the grounding
     model = TigerFG(preset("lite"), pretrained=True)
     model.text.load_state_dict(load_checkpoint(tiny).text.state_dict())
-    save_checkpoint(model, tiny / TOKENIZER, out)
+    save_checkpoint(model, find_checkpoint(tiny) / TOKENIZER, out)
 
 
 if __name__ == "__main__":
