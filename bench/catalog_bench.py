@@ -4,7 +4,7 @@
 
 FOLDER is what `bench/index_bench.py` made: the vectors, the queries and the store, whose items have
 a number below 10,000 to filter by. Everything goes through `Collection`, as a Searcher does it,
-with the index that `auto` takes: tuned on stored items, and at the end on sample queries.
+with the index that `auto` takes: tuned on queries made of items, and at the end on sample queries.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ def export_bundle(
         The bundle's path.
 
     Raises:
-        InputError: not a checkpoint, a damaged one, an unknown precision, an unusable `out`.
+        InputError, BundleError: not a checkpoint or bundle, a damaged one, an unknown precision, an
+            unusable `out`.
         EngineError: a tower whose parity is below the threshold of its precision, an engine that
             cannot be built; nothing is written then.
         MissingExtraError: engines are wanted, and no builder is installed.
@@ -70,6 +71,11 @@ def export_bundle(
     checkpoint, out = find_checkpoint(ckpt), Path(out)
     precisions = _check_precisions(precisions)
     _check_target(out)
+    if out.resolve() == checkpoint and "fp32" not in precisions:
+        raise InputError(
+            f"out: {out} is what is exported, and would lose its float32 parameters; add --fp32, "
+            "or choose another directory"
+        )
     builder = gpu.builder() if gpu else None
     model = load_checkpoint(checkpoint)
     tokenizer = TextTokenizer.from_file(checkpoint / TOKENIZER_FILE, model.config.text.max_length)

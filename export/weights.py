@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
 from onnx import TensorProto
+
+from tigerfg.model.bundled import ORDERS, parameter_digest
 
 WEIGHTS = "weights.bin"
 ALIGNMENT = 64
@@ -48,7 +50,7 @@ class WeightFile:
             stream.write(data)
         return self._places[key]
 
-    def add_parameters(self, parameters: Mapping[str, np.ndarray]) -> dict[str, dict[str, int]]:
+    def add_parameters(self, parameters: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Make sure that every parameter of a model is in the file.
 
         Graphs hold most of them, matrices often transposed.
@@ -58,15 +60,15 @@ class WeightFile:
 
         Returns:
             "plain" and "transposed": name -> offset of what lies there as it is, or as its
-            transpose. `tigerfg.model.bundled` reads it.
+            transpose; "sha256": of them all. `tigerfg.model.bundled` reads it.
         """
-        found: dict[str, dict[str, int]] = {"plain": {}, "transposed": {}}
+        found: dict[str, dict[str, int]] = {order: {} for order in ORDERS}
         with self.path.open("ab") as stream:
             for name, value in parameters.items():
                 turned = value.ndim == 2 and self._has(value.T) and not self._has(value)
                 data = (value.T if turned else value).tobytes()
-                found["transposed" if turned else "plain"][name] = self.place(stream, data)
-        return found
+                found[ORDERS[turned]][name] = self.place(stream, data)
+        return {**found, "sha256": parameter_digest(parameters)}
 
     def _has(self, value: np.ndarray) -> bool:
         return hashlib.sha256(value.tobytes()).digest() in self._places

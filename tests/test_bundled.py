@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_models import CONV, HF, build, tokenizer_file
+from small_models import CONV, HF, build
 
 from tigerfg.bundle import MANIFEST_FILE, Bundle, shipped
-from tigerfg.errors import BundleError
+from tigerfg.errors import BundleError, InputError
 from tigerfg.export.graph import tower_graph
 from tigerfg.export.weights import WEIGHTS, write_models
 from tigerfg.model import load_checkpoint, preset
-from tigerfg.model.bundled import bundle_weights
 from tigerfg.model.checkpoint import find_checkpoint, fingerprint, load_config, parameters
 
 
@@ -70,47 +69,57 @@ def test_a_bundle_without_parameters_says_how_to_get_them(bundle: Path) -> None:
 
 
 def test_damage_is_named(bundle: Path) -> None:
+    places = json.loads((bundle / MANIFEST_FILE).read_text())["parameters"]
     data = bytearray((bundle / WEIGHTS).read_bytes())
-    data[len(data) // 2] ^= 1
+    data[places["plain"]["gate_pool"]] ^= 1
     (bundle / WEIGHTS).write_bytes(data)
-    with pytest.raises(BundleError, match=f"{WEIGHTS}: damaged"):
+    with pytest.raises(BundleError, match=r"do not belong together.*again"):
         load_checkpoint(bundle)
 
 
 @pytest.mark.parametrize(
     ("places", "words"),
     [
-        ([], "parameters of the manifest"),
-        ({"plain": {}, "transposed": {}}, "not those of the model"),
-        ({"plain": {}}, "parameters of the manifest"),
+        ([], "parameters cannot be read"),
+        ({"plain": {}, "transposed": {}, "sha256": ""}, "parameters are not those of the model"),
+        ({"plain": {}}, "parameters cannot be read .*transposed"),
     ],
 )
 def test_parameters_that_are_none_are_refused(bundle: Path, places: object, words: str) -> None:
     change(bundle, parameters=places)
-    with pytest.raises(BundleError, match=words):
+    with pytest.raises(BundleError, match=f"{MANIFEST_FILE}: {words}.*again"):
         load_checkpoint(bundle)
 
 
-@pytest.mark.parametrize("offset", [-64, 10**12, "a", None, 1.5])
-def test_offsets_outside_the_file_are_refused(bundle: Path, offset: object) -> None:
+@pytest.mark.parametrize("offset", [-64, 0, 4, True, 10**12, 10**30, "a", None, 1.5])
+def test_other_offsets_are_refused(bundle: Path, offset: object) -> None:
     places = json.loads((bundle / MANIFEST_FILE).read_text())["parameters"]
     places["plain"]["gate_pool"] = offset
     change(bundle, parameters=places)
-    with pytest.raises(BundleError, match="parameters of the manifest"):
+    with pytest.raises(BundleError, match=f"{MANIFEST_FILE}: parameters .*again"):
         load_checkpoint(bundle)
 
 
-def test_a_shape_that_the_file_ends_before_is_refused(small_bundle: Path) -> None:
-    bundle = Bundle.open(small_bundle)
-    shapes = {name: tuple(value.shape) for name, value in build(CONV).state_dict().items()}
-    shapes["gate_pool"] = (10**9,)
-    with pytest.raises(BundleError, match="parameters of the manifest"):
-        bundle_weights(bundle, shapes)
+def test_a_matrix_the_other_way_round_is_refused(bundle: Path) -> None:
+    places = json.loads((bundle / MANIFEST_FILE).read_text())["parameters"]
+    name = next(name for name in places["transposed"] if name.endswith("w_q.weight"))  # square
+    places["plain"][name] = places["transposed"].pop(name)
+    change(bundle, parameters=places)
+    with pytest.raises(BundleError, match="do not belong together"):
+        load_checkpoint(bundle)
+
+
+def test_a_name_in_both_orders_is_refused(bundle: Path) -> None:
+    places = json.loads((bundle / MANIFEST_FILE).read_text())["parameters"]
+    places["transposed"]["gate_pool"] = places["plain"]["gate_pool"]
+    change(bundle, parameters=places)
+    with pytest.raises(BundleError, match="not those of the model"):
+        load_checkpoint(bundle)
 
 
 def test_no_model_in_the_manifest(bundle: Path) -> None:
     change(bundle, model=None)
-    with pytest.raises(BundleError, match="manifest has no model"):
+    with pytest.raises(BundleError, match="model is missing or incomplete"):
         load_checkpoint(bundle)
 
 
@@ -120,13 +129,18 @@ def test_shipped_models_can_be_trained_and_exported(name: str) -> None:
     assert find_checkpoint(name) == Bundle.open(name).path
 
 
-def test_what_is_there_goes_before_a_shipped_name(
-    small_checkpoint: Path, tmp_path: Path, monkeypatch
+def test_a_directory_goes_before_a_shipped_name(
+    small_checkpoint: Path, small_bundle: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    shutil.copytree(small_checkpoint, tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
-    assert load_config("tiny") == CONV
-    assert load_config(tmp_path / "tiny") == CONV
-    shutil.rmtree(tmp_path / "tiny")
-    tokenizer_file(tmp_path / "tokenizer.json")
     assert load_config("tiny") == preset("tiny")
+    for source in (small_checkpoint, small_bundle):
+        shutil.copytree(source, tmp_path / "tiny")
+        for name in ("tiny", "./tiny", tmp_path / "tiny"):
+            assert load_config(name) == load_checkpoint(name).config == CONV
+            assert fingerprint(name) == fingerprint(small_checkpoint)
+            assert find_checkpoint(name) == tmp_path / "tiny"
+        shutil.rmtree(tmp_path / "tiny")
+    (tmp_path / "tiny" / "checkpoint").mkdir(parents=True)  # a run's directory, not its checkpoint
+    with pytest.raises(InputError, match=r"tiny has no config.json or manifest.json; give .*lite"):
+        find_checkpoint("tiny")

@@ -193,6 +193,7 @@ def test_one_precision_and_replacing_a_bundle(
 ):
     out = export_bundle(small_checkpoint, tmp_path / "b", ["fp32"], parity_folder)
     assert Bundle.open(out).precisions == ["fp32"]
+    refused("would lose its float32 parameters; add --fp32", out, out, "int8")
     lines: list[str] = []
     export_bundle(small_checkpoint, out, "int8", parity_folder, lines.append)
     assert Bundle.open(out).precisions == ["int8"]

@@ -378,6 +378,27 @@ def test_the_point_that_is_chosen(
     assert len({p.nprobe for p in curve}) == len(curve)
 
 
+def test_without_sample_queries_it_is_tuned_on_photo_like_ones(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[np.ndarray] = []
+
+    def noted(index: object, queries: np.ndarray, *rest: object) -> object:
+        asked.append(queries)
+        return tune(index, queries, *rest)
+
+    monkeypatch.setattr("tigerfg.index.build.tune", noted)
+    items = vectors(3000)
+    with contextlib.closing(create(path, IndexSettings("IVF16,SQfp16"))) as collection:
+        collection.put(records(0, items))
+        collection.optimize()
+        nearest = (asked[0] @ items.T).max(axis=1)
+        assert len(nearest) == 256
+        assert nearest.max() < 0.99  # none is an item
+        collection.optimize(items[:50])
+    np.testing.assert_allclose(asked[1], items[:50], atol=1e-3)
+
+
 def test_the_target_recall_is_that_of_the_sample_queries(path: Path) -> None:
     """Items are tight clusters, whose neighbours lie in one list; the queries lie between two."""
     rng = np.random.default_rng(0)

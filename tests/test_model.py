@@ -385,7 +385,7 @@ def test_damaged_checkpoints_are_named(small_checkpoint, tmp_path):
         assert len(str(caught.value).splitlines()) == 1
 
     broken = tmp_path / "missing"
-    refuse(r"no directory, and no shipped model \(shipped: .*tiny")
+    refuse("missing is no directory; give .* shipped model, .*tiny")
     broken = tmp_path
     refuse("has no config.json")
     broken = shutil.copytree(small_checkpoint, tmp_path / "broken")

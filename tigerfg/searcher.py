@@ -225,9 +225,9 @@ class Searcher(CatalogReader):
 
         Args:
             queries: sample photos, as shoppers take them: `Query` or dict, or embeddings (Q, E) of
-                unit length. The target recall is then that of such photos, not of stored items,
-                which are easier. They are kept with the catalogue for every index built later,
-                until an empty list goes back to stored items; in Milvus they count for this call.
+                unit length. The target recall is then that of such photos, not of queries made of
+                stored items. They are kept with the catalogue for every index built later, until
+                an empty list goes back to those; in Milvus they count for this call.
 
         Raises:
             InputError: none of the queries can be used, or the settings cannot be met.

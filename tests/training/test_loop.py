@@ -209,7 +209,7 @@ def test_clip_baseline_trains_from_a_checkpoint(finished: dict[str, Path], out: 
 
 def test_a_bundle_is_trained_further(small_bundle: Path, out: Path) -> None:
     start = load_checkpoint(small_bundle)
-    settings = config(out, model=start.config, stages=STAGES[3:], init=small_bundle)
+    settings = config(out, model=start.config, stages=STAGES[3:], init=small_bundle, seed=1)
     trained = train(settings, show_progress=False)
     tokenizers = [(folder / "tokenizer.json").read_bytes() for folder in (trained, small_bundle)]
     assert tokenizers[0] == tokenizers[1]

@@ -57,7 +57,7 @@ def command(
     typer.echo(
         f"index {stats.kind} (asked for: {stats.setting}): recall@10 {stats.recall:.3f}, "
         f"{stats.ms:.2f} ms a query at nprobe {stats.nprobe}, measured when it was built with "
-        + (plural(stats.queries, "sample query") if stats.queries else "stored items")
+        + (plural(stats.queries, "sample query") if stats.queries else "queries made of items")
     )
     rows = [(p["nprobe"], p["factor"], p["recall"], p["ms"]) for p in stats.curve]
     print_table("", ["nprobe", "candidates a result", "recall@10", "ms a query"], rows)

@@ -34,7 +34,7 @@ def command(
             exists=True,
             dir_okay=False,
             help='JSON with fields of the training configuration, e.g. {"products": 2000, '
-            '"model": {"item_tower": "global"}}; "model" changes the preset.',
+            '"model": {"item_tower": "global"}}; "model" changes that of --preset or --init.',
         ),
     ] = None,
     data: Annotated[
@@ -155,7 +155,7 @@ def train_config(
         raise InputError(f"{file}: unknown setting {', '.join(sorted(unknown))}")
     changes = values.pop("model", {})
     if not isinstance(changes, dict):
-        raise InputError(f"{file}: model is no JSON object that changes the preset")
+        raise InputError(f"{file}: model is no JSON object that changes a model")
     init = told.get("init", values.get("init"))
     start = model_preset(preset or "tiny") if preset or init is None else load_config(init)
     model = start.to_dict()

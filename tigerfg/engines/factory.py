@@ -72,7 +72,9 @@ def open_engine(
         from tigerfg.engines.torch import TorchEngine
 
         if not isinstance(bundle, (str, os.PathLike)):
-            raise EngineError("engine: torch runs a checkpoint directory, not a bundle")
+            raise EngineError(
+                "engine: torch takes a checkpoint's or bundle's path: give bundle.path"
+            )
         return TorchEngine(bundle, threads)
     if isinstance(bundle, (str, os.PathLike)):
         from tigerfg.bundle import Bundle

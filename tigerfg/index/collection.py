@@ -194,7 +194,7 @@ class Collection:
 
         Args:
             queries: sample queries (Q, E), kept: this index and later ones are tuned with them;
-                none of them (Q = 0): with stored items again. None: as before.
+                none of them (Q = 0): with such as are made of items again. None: as before.
 
         Raises:
             InputError: the settings cannot be met.

@@ -32,7 +32,7 @@ from tigerfg.index.vectors import BLOCK, VectorRows
 
 ADDED = 4 * BLOCK  # at once: faiss visits most lists in every call
 TRAINED_ON = 64  # vectors a list
-SAMPLE = 256  # stored vectors that nprobe is tuned with
+SAMPLE = 256  # stored vectors of which queries are made to tune nprobe with
 FACTOR = 20  # candidates a result, of product codes
 PAIRS = 1 << 25  # candidates of all probed lists at once: faiss has 12 bytes for each
 SPARE = 1.5  # asked for beyond the expected number, where some are dropped

@@ -44,7 +44,7 @@ class IndexStats:
         curve: all that was measured then: nprobe, factor (candidates a result), recall, its
             standard error, ms.
         seconds: of building, by part. building: whether another one is being built.
-        queries: sample queries that it was tuned with; 0: stored items.
+        queries: sample queries that it was tuned with; 0: queries made of stored items.
     """
 
     setting: str

@@ -32,7 +32,7 @@ from tigerfg.index.store import Record, Sampled
 
 META, TUNED = "tigerfg.catalog", "tigerfg.tuned"  # properties of the collection, JSON
 READ = 500  # documents read at once
-SAMPLE = 256  # stored items that nprobe is tuned with
+SAMPLE = 256  # stored items of which queries are made to tune nprobe with
 
 
 class MilvusCollection:
@@ -207,10 +207,10 @@ class MilvusCollection:
         self.require_writer("build an index")
         started = time.perf_counter()
         self._table.build_index()
-        if self._index.lists and len(self):
-            given = 0 if queries is None else len(queries)
+        given = 0 if queries is None else len(queries)
+        sample = [] if given else self.sample(SAMPLE, 0)
+        if self._index.lists and (given or sample):
             if not given:
-                sample = self.sample(SAMPLE, 0)
                 queries = photo_like(np.array([item.vector for item in sample]))
             tuned = measure(
                 lambda vectors, k, nprobe: self._table.nearest(vectors, k, "", self._index, nprobe),

@@ -62,29 +62,27 @@ def find_checkpoint(source: str | Path) -> Path:
     tokenizer.json, MODEL_CARD.md and training_log.jsonl lie in both.
 
     Args:
-        source: the directory, or the name of a shipped bundle. What is there goes before a name.
+        source: the directory, or the name of a shipped bundle. A directory goes before a name.
 
     Raises:
-        InputError: neither.
+        InputError: neither. BundleError: that of a shipped bundle, see `Bundle.open`.
     """
     path = Path(source)
     if (path / CONFIG).is_file() or (path / MANIFEST_FILE).is_file():
-        return path
+        return path.resolve()  # a path, even where a shipped bundle has this name
+    names = f"a checkpoint or bundle directory, or the name of a shipped model, {shipped()}"
+    if path.is_dir():
+        raise InputError(f"checkpoint: {path} has no {CONFIG} or {MANIFEST_FILE}; give {names}")
     if str(source) in shipped():
         return Bundle.open(source).path
-    if path.is_dir():
-        raise InputError(f"checkpoint: {path} has no {CONFIG}; give a checkpoint directory")
-    raise InputError(
-        f"checkpoint: {path} is no directory, and no shipped model (shipped: "
-        f"{', '.join(shipped())})"
-    )
+    raise InputError(f"checkpoint: {path} is no directory; give {names}")
 
 
 def load_config(source: str | Path) -> ModelConfig:
     """The configuration of a checkpoint or bundle, arguments and errors as of `load_checkpoint`."""
     directory = find_checkpoint(source)
     if not (directory / CONFIG).is_file():
-        return ModelConfig.from_dict(bundle_config(Bundle.open(directory)))
+        return bundle_config(Bundle.open(directory))
     try:
         return ModelConfig.from_dict(json.loads((directory / CONFIG).read_text()))
     except json.JSONDecodeError as error:
