@@ -37,7 +37,8 @@ def command(
     index: Annotated[
         str,
         typer.Option(
-            "--index", help="New ones: auto, flat, a faiss factory (IVF...), a Milvus type."
+            "--index",
+            help="New ones: auto, flat, a faiss factory (IVF...; ours: SVD,IVF...), a Milvus type.",
         ),
     ] = "auto",
     target_recall: Annotated[

@@ -46,7 +46,7 @@ def build(
     the process that writes to the catalogue.
 
     Args:
-        factory: faiss factory string of an IVF index.
+        factory: faiss factory string of an IVF index, perhaps after our SVD (`span.trained`).
         target_recall: of the points that reach it, by a standard error to spare, the quickest is
             taken; where none does, the best, with a warning if that is below the target.
         queries: sample queries (Q, E) to tune with; None: the catalogue's.
