@@ -33,7 +33,7 @@ _FIELDS: dict[str, type] = {
     "towers": dict,
     "tokenizer": dict,
 }
-_AGAIN = "copy or export the bundle again"
+AGAIN = "copy or export the bundle again"
 _CHUNK = 1 << 20  # bytes hashed at a time
 
 
@@ -152,7 +152,7 @@ class Bundle:
                 while chunk := stream.read(_CHUNK):
                     digest.update(chunk)
             if digest.hexdigest() != record["sha256"]:
-                raise BundleError(f"{file}: damaged, its SHA-256 is not the manifest's: {_AGAIN}")
+                raise BundleError(f"{file}: damaged, its SHA-256 is not the manifest's: {AGAIN}")
 
     def __repr__(self) -> str:
         return f"Bundle({self.name!r}, {self.fingerprint[:12]}, {str(self.path)!r})"
@@ -172,11 +172,9 @@ class Bundle:
         try:
             size = file.stat().st_size
         except OSError as error:
-            raise BundleError(f"{file}: missing from the bundle: {_AGAIN}") from error
+            raise BundleError(f"{file}: missing from the bundle: {AGAIN}") from error
         if size != record["bytes"]:
-            raise BundleError(
-                f"{file}: {size} bytes, the manifest says {record['bytes']}: {_AGAIN}"
-            )
+            raise BundleError(f"{file}: {size} bytes, the manifest says {record['bytes']}: {AGAIN}")
 
 
 def shipped() -> list[str]:
@@ -238,11 +236,11 @@ def _check_gpu(path: Path, manifest: dict[str, Any]) -> None:
 
     file = path / MANIFEST_FILE
     if "weights" not in manifest:
-        raise BundleError(f"{file}: gpu without weights: {_AGAIN}")
+        raise BundleError(f"{file}: gpu without weights: {AGAIN}")
     try:
         records = list(GpuPart(path, manifest).records())
     except (AttributeError, KeyError, TypeError) as error:
-        raise BundleError(f"{file}: gpu is incomplete ({error!r}): {_AGAIN}") from error
+        raise BundleError(f"{file}: gpu is incomplete ({error!r}): {AGAIN}") from error
     for field, record in records:
         _check_record(record, f"{file}: {field}")
 

@@ -208,10 +208,10 @@ class MilvusCollection:
         started = time.perf_counter()
         self._table.build_index()
         given = 0 if queries is None else len(queries)
-        sample = [] if given else self.sample(SAMPLE, 0)
-        if self._index.lists and (given or sample):
-            if not given:
-                queries = photo_like(np.array([item.vector for item in sample]))
+        if self._index.lists and not given:
+            vectors = [item.vector for item in self.sample(SAMPLE, 0)]
+            queries = photo_like(np.array(vectors).reshape(-1, self.meta.embedding_dim))
+        if self._index.lists and len(queries):
             tuned = measure(
                 lambda vectors, k, nprobe: self._table.nearest(vectors, k, "", self._index, nprobe),
                 queries,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tigerfg.bundle import MANIFEST_FILE
+from tigerfg.bundle import AGAIN, MANIFEST_FILE
 from tigerfg.errors import BundleError, InputError
 from tigerfg.model.config import ModelConfig
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tigerfg.bundle import Bundle
 
 ORDERS = ("plain", "transposed")  # as the parameters lie in the file
-AGAIN = "copy or export the bundle again"
 
 
 def bundle_config(bundle: Bundle) -> ModelConfig:

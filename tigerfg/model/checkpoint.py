@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -81,12 +82,7 @@ def find_checkpoint(source: str | Path) -> Path:
 def load_config(source: str | Path) -> ModelConfig:
     """The configuration of a checkpoint or bundle, arguments and errors as of `load_checkpoint`."""
     directory = find_checkpoint(source)
-    if not (directory / CONFIG).is_file():
-        return bundle_config(Bundle.open(directory))
-    try:
-        return ModelConfig.from_dict(json.loads((directory / CONFIG).read_text()))
-    except json.JSONDecodeError as error:
-        raise InputError(f"checkpoint: {directory / CONFIG} is not JSON ({error})") from error
+    return _read_config(directory, _bundle(directory))
 
 
 def load_checkpoint(source: str | Path) -> TigerFG:
@@ -100,33 +96,46 @@ def load_checkpoint(source: str | Path) -> TigerFG:
         BundleError: a damaged bundle, or one that holds no float32 parameters.
     """
     directory = find_checkpoint(source)
-    model = TigerFG(load_config(directory))
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if (directory / CONFIG).is_file():
-        weights = _load_weights(directory)
-    else:
-        weights = bundle_weights(Bundle.open(directory), expected)
+    bundle = _bundle(directory)
+    model = TigerFG(_read_config(directory, bundle))
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    weights = bundle_weights(bundle, shapes) if bundle else _read_weights(directory, shapes)
+    model.load_state_dict(weights)  # copied: what safetensors reads is not aligned in memory
+    return model.eval().requires_grad_(False)
+
+
+def _bundle(directory: Path) -> Bundle | None:
+    """The bundle there; None where it is a checkpoint."""
+    return None if (directory / CONFIG).is_file() else Bundle.open(directory)
+
+
+def _read_config(directory: Path, bundle: Bundle | None) -> ModelConfig:
+    if bundle is not None:
+        return bundle_config(bundle)
+    try:
+        return ModelConfig.from_dict(json.loads((directory / CONFIG).read_text()))
+    except json.JSONDecodeError as error:
+        raise InputError(f"checkpoint: {directory / CONFIG} is not JSON ({error})") from error
+
+
+def _read_weights(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    for name in (WEIGHTS, TOKENIZER):
+        if not (directory / name).is_file():
+            raise InputError(f"checkpoint: {directory} has no {name}; give a checkpoint directory")
+    try:
+        weights = load_file(directory / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"checkpoint: {directory / WEIGHTS} is damaged ({error})") from error
     found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != found:
-        wrong = sorted(expected.keys() ^ found.keys()) or sorted(
-            name for name in expected if expected[name] != found[name]
+    if shapes != found:
+        wrong = sorted(shapes.keys() ^ found.keys()) or sorted(
+            name for name in shapes if shapes[name] != found[name]
         )
         raise InputError(
             f"checkpoint: {directory / WEIGHTS} does not fit config.json (e.g. {wrong[0]}); "
             "take both files from one training run"
         )
-    model.load_state_dict(weights)  # copied: what safetensors reads is not aligned in memory
-    return model.eval().requires_grad_(False)
-
-
-def _load_weights(directory: Path) -> dict[str, Tensor]:
-    for name in (WEIGHTS, TOKENIZER):
-        if not (directory / name).is_file():
-            raise InputError(f"checkpoint: {directory} has no {name}; give a checkpoint directory")
-    try:
-        return load_file(directory / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"checkpoint: {directory / WEIGHTS} is damaged ({error})") from error
+    return weights
 
 
 def fingerprint(source: str | Path) -> str:
@@ -135,8 +144,8 @@ def fingerprint(source: str | Path) -> str:
     Of a bundle it is that of the checkpoint it was made of.
     """
     directory = find_checkpoint(source)
-    if not (directory / CONFIG).is_file():
-        return Bundle.open(directory).fingerprint
+    if (bundle := _bundle(directory)) is not None:
+        return bundle.fingerprint
     digest = hashlib.sha256()
     for name in (CONFIG, WEIGHTS, TOKENIZER):
         digest.update(hashlib.sha256((directory / name).read_bytes()).digest())
