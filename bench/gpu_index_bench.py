@@ -82,6 +82,9 @@ class ArrayRows:
         found = self.stored(ids)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
+    def scores(self, queries: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        return np.vecdot(self.get(ids.ravel()).reshape(*ids.shape, -1), queries[:, None])
+
 
 class NoFallback:
     """In place of the CPU's index, asked where the probed lists hold too few: it finds nothing."""

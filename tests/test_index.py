@@ -25,7 +25,7 @@ from tigerfg.index.plan import IndexSettings, list_count
 from tigerfg.index.refine import refined
 from tigerfg.index.snapshot import copy_catalog
 from tigerfg.index.store import Record, Store
-from tigerfg.index.vectors import STAMP_FILE, VectorRows, widened
+from tigerfg.index.vectors import STAMP_FILE, VectorRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -464,15 +464,6 @@ def test_what_cannot_be_built_leaves_the_sample_queries(path: Path) -> None:
         collection.optimize(vectors(2, seed=2))
     assert len(collection._store.queries()) == 5
     collection.close()
-
-
-def test_halves_are_widened_exactly() -> None:
-    bits = np.arange(1 << 16, dtype=np.uint16)
-    halves = bits.view(np.float16)
-    halves = halves[np.isfinite(halves)]
-    wide = widened(halves)
-    assert wide.dtype == np.float32
-    np.testing.assert_array_equal(wide.view(np.uint32), halves.astype(np.float32).view(np.uint32))
 
 
 def test_a_writer_keeps_few_vectors_in_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

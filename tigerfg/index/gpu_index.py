@@ -159,7 +159,7 @@ class GpuIndex:
         kept &= mask[np.where(kept, ids, 0)]
         ids = np.where(kept, ids, -1)
         if self._factor > 1:
-            scores, ids = refined(self._rows, queries, ids, k)
+            scores, ids = refined(self._rows, queries, -np.sort(-ids, axis=1), k)
         else:
             scores = np.where(kept, scores, -np.inf).astype(np.float32) / self._lengths[ids]
             order = np.lexsort((ids, -scores), axis=1)[:, :k]

@@ -36,6 +36,7 @@ class IvfIndex:
 
     Attributes:
         rows: the stored vectors.
+        lists: how many inverted lists.
         notes: how it was built: factory, nprobe (lists a query on average), margins (see
             `probing`), reach (see `IvfIndex.reach`), factor (candidates a wanted result, of
             `NEIGHBOURS` at least), trained (items then), target_recall, and the measured curve.
@@ -47,13 +48,14 @@ class IvfIndex:
         self._index, self._number, self.notes = loaded
         self._ivf = self._faiss.extract_index_ivf(self._index)
         self._ivf.parallel_mode = 3  # threads share the queries of a batch, whatever the codes
+        self.lists = int(self._ivf.nlist)
         self._transforms = transforms_of(self._index)
         self._centres = Centres(self._faiss, self._ivf)
         self._probing = Probing(self._centres, self.notes["margins"])
         # the last bitmap, and faiss's parameters with it by lists: making them takes a while
         self._parameters: tuple[np.ndarray | None, dict[int, Any]] = None, {}
         self._live = np.zeros(0, bool)  # by internal id
-        self._list_of = np.zeros(0, np.min_scalar_type(self._ivf.nlist - 1))  # by internal id
+        self._list_of = np.zeros(0, np.min_scalar_type(self.lists - 1))  # by internal id
         self._packed: np.ndarray | None = None  # bitmap of the live ids, when it is needed
         # the last filter's ids, and what `_allowed` made of them
         self._filtered: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
@@ -72,11 +74,6 @@ class IvfIndex:
 
     def __len__(self) -> int:
         return self._count
-
-    @property
-    def lists(self) -> int:
-        """Inverted lists."""
-        return self._ivf.nlist
 
     @property
     def changed(self) -> float:
@@ -207,12 +204,12 @@ class IvfIndex:
         wanted, nprobe = self._wanted(k), self.notes["nprobe"]
         while True:
             ids = self._candidates(inner, wanted, self._probing.choose(inner, nprobe), bits)
-            if nprobe == self.lists or (ids[:, k - 1] >= 0).all():
+            if nprobe == self.lists or min(ids[:, k - 1].tolist()) >= 0:
                 break
             nprobe = min(MOST * nprobe, self.lists)
         scores, ids = refined(self.rows, queries, ids, k)
-        if len(short := np.flatnonzero(ids[:, -1] < 0)):
-            scores[short], ids[short] = self._exact(queries[short], k, np.flatnonzero(self._live))
+        if nprobe == self.lists:
+            self._fill(queries, scores, ids, np.flatnonzero(self._live))
         return scores, ids
 
     def _behind_filter(
@@ -229,7 +226,7 @@ class IvfIndex:
         while True:
             least = self._probing.least(centres, nprobe, lists)
             ids = self._candidates(inner, wanted, from_score(centres, least), bits)
-            if nprobe == lists or (ids[:, deep - 1] >= 0).all():
+            if nprobe == lists or min(ids[:, deep - 1].tolist()) >= 0:
                 break
             nprobe = min(MOST * nprobe, lists)
         scores, ids = refined(self.rows, queries, ids, deep)
@@ -240,16 +237,21 @@ class IvfIndex:
                 chosen = from_score(centres[more], wider[more])
                 again = self._candidates(inner[more], wanted, chosen, bits)
                 scores[more], ids[more] = refined(self.rows, queries[more], again, deep)
-        if len(short := np.flatnonzero(ids[:, -1] < 0)):
-            scores[short], ids[short] = self._exact(queries[short], deep, allowed)
+        self._fill(queries, scores, ids, allowed)
         return scores[:, :k], ids[:, :k]
 
-    def _exact(self, queries: np.ndarray, k: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of these items (k or more), all compared.
+    def _fill(
+        self, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray, among: np.ndarray
+    ) -> None:
+        """Where faiss came short, compare all items that may be; in place.
 
-        For few items, and where faiss came short: fast-scan loses items whose estimate is the least
-        of its 8 bits, such as a query's opposites.
+        Fast-scan loses items whose estimate is the least of its 8 bits, as of a query's opposites.
         """
+        if len(short := np.flatnonzero(ids[:, -1] < 0)):
+            scores[short], ids[short] = self._exact(queries[short], ids.shape[1], among)
+
+    def _exact(self, queries: np.ndarray, k: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of these items (k or more), all compared."""
         best = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         for part, vectors in self.rows.blocks(ids):
             scores = np.concatenate([best[0], queries @ vectors.T], axis=1)

@@ -10,7 +10,7 @@ from tigerfg.errors import InputError
 FLAT, AUTO = "flat", "auto"
 FLAT_MOST = 20_000  # items up to which "auto" scans them all
 ID_BYTES = 8
-ROW_BYTES = 11  # an item beside an IVF index: its place in the vectors file, its list, its life
+ROW_BYTES = 7  # an item beside an IVF index: its list, its life, and its id where some are missing
 # Of `auto`, the quickest first: what is before the lists, codes, their bits a dimension, and bytes
 # of factors besides. RaBitQ (Gao & Long 2024, arXiv 2405.12497) needs no matrices and no codebooks.
 _CODES = (("SVD,", "PQx4fs", 4, 0), ("", "RaBitQfs2", 2, 20), ("", "RaBitQfs", 1, 8))

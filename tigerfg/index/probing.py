@@ -126,9 +126,10 @@ class Probing:
 
 def from_score(scores: np.ndarray, least: np.ndarray) -> Chosen:
     """Lists (B, L) with at least these scores (B,), and their scores; -1 in lines with fewer."""
-    found = np.flatnonzero(scores >= least[:, None])
     if len(scores) == 1:
-        return found[None], scores[:, found]
+        found = (scores[0] >= least).nonzero()[0]
+        return found[None], scores.take(found)[None]
+    found = np.flatnonzero(scores >= least[:, None])
     lines, lists = np.divmod(found, scores.shape[1])
     counts = np.bincount(lines, minlength=len(scores))
     places = np.arange(len(lines)) - np.repeat(np.cumsum(counts) - counts, counts)

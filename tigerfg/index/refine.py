@@ -16,7 +16,8 @@ def refined(
 
     Args:
         queries: float32 (B, E), unit length.
-        candidates: internal ids int64 (B, C), C >= k; -1 is none, the others are in `rows`.
+        candidates: internal ids int64 (B, C), C >= k, all of them in `rows`; behind the last of a
+            line -1.
 
     Returns:
         scores float32 (B, k) and ids int64 (B, k); -inf and -1 where there are fewer.
@@ -35,17 +36,15 @@ def refined(
 def _ranked(
     rows: VectorRows, queries: np.ndarray, candidates: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    some, known = candidates.min() < 0, candidates
+    some, known = min(candidates[:, -1].tolist()) < 0, candidates
     if some:
         if (highest := candidates.max()) < 0:  # nothing at all
             return np.full((len(queries), k), -np.inf, np.float32), candidates[:, :k]
         known = np.where(candidates < 0, highest, candidates)
-    vectors = rows.stored(known.ravel()).reshape(*known.shape, -1)
-    # not a product of matrices, which may add up every row in another order: equal vectors get
-    # equal scores
-    scores = np.vecdot(vectors, queries[:, None])
-    scores /= np.sqrt(np.vecdot(vectors, vectors))
+    scores = rows.scores(queries, known)
     if some:
         scores[candidates < 0] = -np.inf
-    lines, order = np.arange(len(queries))[:, None], np.lexsort((candidates, -scores))[:, :k]
-    return scores[lines, order], candidates[lines, order]
+    places = np.lexsort((candidates, -scores))[:, :k]
+    if len(queries) > 1:
+        places += np.arange(0, candidates.size, candidates.shape[1])[:, None]
+    return scores.take(places), candidates.take(places)

@@ -1,10 +1,10 @@
 """The stored vectors again, as rows that can be read without SQLite: for refinement, and to build.
 
-A vectors-*.f16 file holds records (internal id, float16 vector) in the order of storing and is only
-ever appended to; `vectors.json`, replaced as a whole, names it and says how many records count, and
-their CRC-32. Rows are mapped, not read: what a search touches is in the page cache; the process
-keeps the ids, and what the store holds beyond the file. Derived like the index files, never the
-truth.
+A vectors-*.f16 file holds records (internal id, length, float16 vector) in the order of storing and
+is only ever appended to; `vectors.json`, replaced as a whole, names it and says how many records
+count, and their CRC-32. Rows are mapped, not read: what a search touches is in the page cache; the
+process keeps what the store holds beyond the file, and the ids where some are missing in between.
+Derived like the index files, never the truth.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STAMP_FILE = "vectors.json"
 BLOCK = 16_384  # rows read at once
 MOST_TAIL = 16  # blocks kept in memory while a fresh file is filled
 
-# A float16's exponent and fraction, moved by 13 bits, are those of a float32 of 2^-112 its value.
+# A float16's exponent and fraction, moved by 13 bits, are those of its value / _BIAS as a float32.
 _SIGN_AND_VALUE = np.int32(0x8FFFE000 - (1 << 32))
 _BIAS = np.float32(2.0**112)
 
@@ -51,18 +51,21 @@ class VectorRows:
 
     def __init__(self, store: Store, fresh: bool = False) -> None:
         self._store, self._fresh = store, fresh
-        self._dtype = np.dtype([("id", "<i8"), ("vector", "<f2", (store.meta.embedding_dim,))])
+        dim = store.meta.embedding_dim
+        self._dtype = np.dtype([("id", "<i8"), ("length", "<f4"), ("vector", "<f2", (dim,))])
         self._name = f"vectors-{uuid.uuid4().hex}.f16"
         self._number, self._crc = 0, 0
         self._rows, self._tail = np.zeros(0, self._dtype), []
+        self._count, self._first, self._last = 0, 0, 0
+        self._steps: np.ndarray | None = None  # ids after the first, where some are missing
         if not fresh:
             self._load()
-        self._ids = np.array(self._rows["id"])
+        self._know(self._rows["id"])
         self.sync()
 
     def __len__(self) -> int:
         """Rows, those of removed items among them."""
-        return len(self._ids)
+        return self._count
 
     def attach(self, store: Store) -> None:
         """Follow another connection to the same catalogue from now on."""
@@ -74,9 +77,10 @@ class VectorRows:
         if number == self._number:
             return
         new: list[np.ndarray] = []
-        for ids, vectors in self._store.vectors_since(int(self._ids[-1]) if len(self) else 0):
+        for ids, vectors in self._store.vectors_since(self._last):
             rows = np.empty(len(ids), self._dtype)
             rows["id"], rows["vector"] = ids, vectors
+            rows["length"] = np.sqrt(np.vecdot(vectors, vectors))
             new.append(rows)
             if self._fresh and len(new) >= MOST_TAIL:
                 self._hold(new, int(ids[-1]))
@@ -84,15 +88,26 @@ class VectorRows:
                 new = []
         self._hold(new, number)
 
+    def scores(self, queries: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Inner products float32 (B, C) of queries (B, E) and the vectors, at unit length, of
+        internal ids int64 (B, C) that are here."""
+        found = self._records(ids)
+        # Not a product of matrices, which may add up every row in another order: equal vectors get
+        # equal scores.
+        scores = np.vecdot(_small(found["vector"]), (queries * _BIAS)[:, None])
+        scores /= found["length"]
+        return scores
+
     def get(self, ids: np.ndarray) -> np.ndarray:
         """Vectors of unit length, float32 (n, E), of internal ids int64 (n,) that are here."""
-        found = self.stored(ids)
-        found /= np.linalg.norm(found, axis=1, keepdims=True)
-        return found
+        found = self._records(ids)
+        vectors = widened(found["vector"])
+        vectors /= found["length"][:, None]
+        return vectors
 
     def stored(self, ids: np.ndarray) -> np.ndarray:
         """As `get`, but as they are stored, their lengths 1 to the precision of float16."""
-        return widened(self._raw(ids))
+        return widened(self._records(ids)["vector"])
 
     def blocks(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """These ids, ascending, and their vectors, block by block."""
@@ -105,7 +120,7 @@ class VectorRows:
         try:
             crc = self._append() if self._tail else self._crc
             self._stamp(crc)
-            self._rows, self._tail = self._mapped(self._name, len(self._ids)), []
+            self._rows, self._tail = self._mapped(self._name, self._count), []
             self._crc = crc
         except OSError as error:
             self._fresh = False  # the next block would hardly fare better
@@ -123,27 +138,41 @@ class VectorRows:
                 with contextlib.suppress(OSError):
                     file.unlink()
 
-    def _raw(self, ids: np.ndarray) -> np.ndarray:
-        if not len(ids):
-            return np.empty((0, self._store.meta.embedding_dim), "<f2")
-        first, last = int(self._ids[0]), int(self._ids[-1])
-        consecutive = last - first == len(self._ids) - 1
-        places = ids - first if consecutive else np.searchsorted(self._ids, ids)
+    def _records(self, ids: np.ndarray) -> np.ndarray:
+        """Records in the shape of the ids."""
+        places = ids - self._first
+        if self._steps is not None:
+            places = np.searchsorted(self._steps, places.astype(self._steps.dtype))
         mapped = len(self._rows)
-        if places.max() < mapped:
-            return self._rows["vector"][places]
+        if not self._tail or not places.size or places.max() < mapped:
+            return self._rows.take(places)  # of the fields by themselves it takes half more
         if len(self._tail) > 1:
             self._tail = [np.concatenate(self._tail)]
-        found = np.empty((len(ids), self._store.meta.embedding_dim), "<f2")
+        found = np.empty(ids.shape, self._dtype)
         here = places < mapped
-        found[here] = self._rows["vector"][places[here]]
-        found[~here] = self._tail[0]["vector"][places[~here] - mapped]
+        found[here] = self._rows.take(places[here])
+        found[~here] = self._tail[0].take(places[~here] - mapped)
         return found
 
     def _hold(self, rows: list[np.ndarray], number: int) -> None:
         """Take new rows, up to a write number."""
-        ids = np.concatenate([self._ids, *(part["id"] for part in rows)])
-        self._tail, self._ids, self._number = self._tail + rows, ids, number
+        for part in rows:
+            self._know(part["id"])
+        self._tail, self._number = self._tail + rows, number
+
+    def _know(self, ids: np.ndarray) -> None:
+        """Count rows with these ids, ascending, behind the others."""
+        if not len(ids):
+            return
+        if not self._count:
+            self._first = int(ids[0])
+        before, self._last = self._count, int(ids[-1])
+        self._count += len(ids)
+        most = self._last - self._first
+        if self._steps is not None or most >= self._count:
+            steps = np.arange(before) if self._steps is None else self._steps
+            kind = np.uint32 if most < 1 << 32 else np.int64
+            self._steps = np.concatenate([steps, ids - self._first], dtype=kind, casting="unsafe")
 
     def _append(self) -> int:
         """Write the tail behind the rows of the file; returns the file's CRC-32 then."""
@@ -164,7 +193,7 @@ class VectorRows:
             "catalog_id": self._store.meta.catalog_id,
             "number": self._number,
             "file": self._name,
-            "rows": len(self._ids),
+            "rows": self._count,
             "crc32": crc,
         }
         with open(fresh, "w", encoding="utf-8") as opened:
@@ -205,13 +234,18 @@ class VectorRows:
 
 
 def widened(halves: np.ndarray) -> np.ndarray:
-    """Finite float16 values as float32, exactly; numpy's conversion takes eight times as long."""
+    """Finite float16 values as float32, exactly; numpy's conversion takes three times as long."""
+    wide = _small(halves)
+    wide *= _BIAS
+    return wide
+
+
+def _small(halves: np.ndarray) -> np.ndarray:
+    """Finite float16 values, divided by `_BIAS`, as float32, exactly."""
     bits = halves.view(np.int16).astype(np.int32)  # the sign in all the upper bits
     bits <<= 13
     bits &= _SIGN_AND_VALUE
-    wide = bits.view(np.float32)
-    wide *= _BIAS
-    return wide
+    return bits.view(np.float32)
 
 
 def _sync(file: IO[Any]) -> None:
