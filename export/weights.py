@@ -43,7 +43,7 @@ class WeightFile:
 
     def place(self, stream: BinaryIO, data: bytes) -> int:
         """The offset of these bytes, written at the end of the stream unless they are there."""
-        key = hashlib.sha256(data).digest()
+        key = _key(data)
         if key not in self._places:
             stream.write(b"\0" * (-stream.tell() % ALIGNMENT))
             self._places[key] = stream.tell()
@@ -65,13 +65,16 @@ class WeightFile:
         found: dict[str, dict[str, int]] = {order: {} for order in ORDERS}
         with self.path.open("ab") as stream:
             for name, value in parameters.items():
-                turned = value.ndim == 2 and self._has(value.T) and not self._has(value)
-                data = (value.T if turned else value).tobytes()
+                turned, data = False, value.tobytes()
+                if value.ndim == 2 and _key(data) not in self._places:
+                    turned = _key(other := value.T.tobytes()) in self._places
+                    data = other if turned else data
                 found[ORDERS[turned]][name] = self.place(stream, data)
         return {**found, "sha256": parameter_digest(parameters)}
 
-    def _has(self, value: np.ndarray) -> bool:
-        return hashlib.sha256(value.tobytes()).digest() in self._places
+
+def _key(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _refer(tensor: TensorProto, offset: int, length: int) -> None:

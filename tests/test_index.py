@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index import ivf, keeper, plan, probing
-from tigerfg.index.build import Point, exact_neighbours, next_nprobe, tune
+from tigerfg.index.build import Point, next_nprobe, tune
 from tigerfg.index.collection import Collection
 from tigerfg.index.photo_like import COSINE, photo_like
 from tigerfg.index.plan import IndexSettings, list_count
@@ -671,21 +671,6 @@ def test_auto_goes_by_size_and_budget() -> None:
     assert IndexSettings(memory_budget=1_600_000).choose(5_000, 256) == "IVF128,RaBitQfs2"
     assert IndexSettings("IVF8,Flat").choose(3, 256) == "IVF8,Flat"
     assert [list_count(n) for n in (0, 1, 100, 20_001, 10**8)] == [1, 1, 2, 512, 32768]
-
-
-def test_exact_neighbours(filled: Path) -> None:
-    collection = Collection.open(filled, read_only=True)
-    store = collection._store
-    rows, ids = VectorRows(store), store.ids()
-    queries = rows.get(ids[[0, 17, 4000]])
-    found = exact_neighbours(rows, ids, queries)
-    matrix = rows.get(ids)
-    for query, near in zip(queries, found, strict=True):
-        best = ids[np.argsort(-(matrix @ query))][:10]
-        assert set(near.tolist()) == set(best.tolist())
-    few = exact_neighbours(rows, ids[:4], queries[:1])
-    assert sorted(few[0].tolist())[:6] == [-1] * 6
-    collection.close()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 500])

@@ -11,6 +11,7 @@ import numpy as np
 
 from tigerfg.errors import InputError
 from tigerfg.index.derived import Loaded, import_faiss
+from tigerfg.index.exact import exact
 from tigerfg.index.factory import list_count_of, require_ivf, transformed, transforms_of
 from tigerfg.index.ivf import NEIGHBOURS, IvfIndex
 from tigerfg.index.photo_like import photo_like
@@ -90,7 +91,7 @@ def build(
         "curve": [],
     }
     built = IvfIndex(store, rows, Loaded(index, store.number, notes))
-    truth = exact_neighbours(rows, ids, queries)
+    truth = exact(rows, queries, ids, NEIGHBOURS)[1]
     # of moved items lists reach farther than of photos: no need to spare
     share = (1 + target_recall) / 2 if len(sample) else target_recall
     built.notes["reach"] = built.reach(queries, truth, share)
@@ -136,7 +137,7 @@ def tune(
     """The cheapest measured point that reaches the target, and the whole curve.
 
     Args:
-        queries: (Q, E). truth: their nearest, see `exact_neighbours`.
+        queries: (Q, E). truth: ids (Q, 10) of their nearest, -1 where there are fewer.
     """
     curve: list[Point] = []
     for factor in FACTORS:
@@ -162,20 +163,6 @@ def next_nprobe(nprobe: int) -> int:
     """The one to measure next: 1, 2, 3, 4, 6, 8, 12, ... (powers of two, and half more)."""
     power = 1 << (nprobe.bit_length() - 1)
     return 2 * power if nprobe > power or power == 1 else power * 3 // 2
-
-
-def exact_neighbours(rows: VectorRows, ids: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Ids (Q, 10) of the nearest items, -1 where there are fewer."""
-    scores = np.full((len(queries), NEIGHBOURS), -np.inf, np.float32)
-    found = np.full((len(queries), NEIGHBOURS), -1, np.int64)
-    for part, vectors in rows.blocks(ids):
-        near = queries @ vectors.T
-        scores = np.concatenate([scores, near], axis=1)
-        found = np.concatenate([found, np.broadcast_to(part, near.shape)], axis=1)
-        best = np.argpartition(-scores, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
-        scores = np.take_along_axis(scores, best, 1)
-        found = np.take_along_axis(found, best, 1)
-    return np.where(np.isfinite(scores), found, -1)
 
 
 def _measure(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tigerfg.index.derived import Loaded, import_faiss, load_index, save_index
+from tigerfg.index.exact import exact
 from tigerfg.index.factory import transformed, transforms_of
 from tigerfg.index.probing import MOST, Centres, Chosen, Probing, from_score
 from tigerfg.index.refine import refined
@@ -135,7 +136,7 @@ class IvfIndex:
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         queries = np.ascontiguousarray(queries, np.float32)
         if allowed is not None and total <= max(k, EXACT_MOST):
-            return self._exact(queries, k, allowed)
+            return exact(self.rows, queries, allowed, k)
         step = max(1, AT_ONCE // self.lists)
         if len(queries) <= step:
             return self._some(queries, k, allowed)
@@ -248,16 +249,7 @@ class IvfIndex:
         Fast-scan loses items whose estimate is the least of its 8 bits, as of a query's opposites.
         """
         if len(short := np.flatnonzero(ids[:, -1] < 0)):
-            scores[short], ids[short] = self._exact(queries[short], ids.shape[1], among)
-
-    def _exact(self, queries: np.ndarray, k: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of these items (k or more), all compared."""
-        best = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
-        for part, vectors in self.rows.blocks(ids):
-            scores = np.concatenate([best[0], queries @ vectors.T], axis=1)
-            known = np.concatenate([best[1], part[None].repeat(len(queries), 0)], axis=1)
-            best = _best(scores, known, k)
-        return best
+            scores[short], ids[short] = exact(self.rows, queries[short], among, ids.shape[1])
 
     def _candidates(
         self,
@@ -330,9 +322,3 @@ def _lists_of(faiss: Any, ivf: Any) -> Iterator[tuple[int, np.ndarray]]:
     for number in range(ivf.nlist):
         if size := lists.list_size(number):
             yield number, faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
-
-
-def _best(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of every row, best first, equal scores by id."""
-    order = np.lexsort((ids, -scores), axis=1)[:, :k]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
