@@ -7,11 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from tigerfg.index.exact import best_columns, exact
+from tigerfg.index.exact import exact
 from tigerfg.index.vectors import VectorRows
 
 DIM, COUNT = 8, 500
@@ -27,6 +24,7 @@ def rows(tmp_path: Path) -> VectorRows:
     store = SimpleNamespace(
         path=tmp_path,
         number=COUNT,
+        read_only=True,
         meta=SimpleNamespace(embedding_dim=DIM, catalog_id="a"),
         vectors_since=lambda number: [(np.arange(1, COUNT + 1), vectors)],
     )
@@ -55,12 +53,25 @@ def test_the_best_of_some(
         assert np.isneginf(own[len(order) :]).all()
 
 
-VALUES = st.sampled_from([-np.inf, -1.5, -1e-40, -0.0, 0.0, 1e-40, 0.25, 1.0, np.inf]) | st.floats(
-    -2, 2, width=32
-)
-
-
-@given(scores=arrays(np.float32, (3, 12), elements=VALUES), k=st.integers(1, 12))
-def test_columns_come_as_by_a_stable_sort(scores: np.ndarray, k: int) -> None:
-    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(best_columns(scores, k), expected)
+def test_equal_vectors_come_by_id_alone_and_in_a_batch(tmp_path: Path) -> None:
+    """More of them than are spared, with sums that depend on the order of adding."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((3000, 256)).astype(np.float16).astype(np.float32)
+    vectors[100::3] = vectors[100]
+    store = SimpleNamespace(
+        path=tmp_path,
+        number=3000,
+        read_only=True,
+        meta=SimpleNamespace(embedding_dim=256, catalog_id="a"),
+        vectors_since=lambda number: [(np.arange(1, 3001), vectors)],
+    )
+    rows, ids = VectorRows(store), np.arange(1, 3001)
+    queries = rows.get(np.full(64, 101))
+    queries[1:] += rng.standard_normal((63, 256)).astype(np.float32) / 50
+    expected = list(range(101, 131, 3))
+    for count in (1, 2, 64):
+        scores, found = exact(rows, queries[:count], ids, 10)
+        assert found.tolist() == [expected] * count
+        assert (scores == scores[:, :1]).all()
+    alone = [exact(rows, query[None], ids, 10)[0][0].tolist() for query in queries]
+    assert exact(rows, queries, ids, 10)[0].tolist() == alone

@@ -471,9 +471,9 @@ def test_a_writer_keeps_few_vectors_in_memory(path: Path, monkeypatch: pytest.Mo
     collection.put(records(0, vectors(3000)))
     store = collection._store
     monkeypatch.setattr(store, "vectors_since", lambda n: type(store).vectors_since(store, n, 100))
-    monkeypatch.setattr("tigerfg.index.vectors.MOST_TAIL", 4)
+    monkeypatch.setattr("tigerfg.index.vectors.MOST_TAIL", 400)
     rows = VectorRows(store, fresh=True)
-    assert len(rows._tail) < 4
+    assert rows.unsaved < 400
     [file] = path.glob("vectors-*.f16")
     assert file.stat().st_size >= 2600 * (8 + 2 * DIM)
     again = VectorRows(store)
@@ -624,8 +624,6 @@ def test_readers_take_the_index_that_a_writer_built(path: Path) -> None:
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
-        (IndexSettings("HNSW32"), "is no IVF index"),
-        (IndexSettings("IVF16,Nonsense"), "faiss refuses it"),
         (IndexSettings("IVF4096,PQ16x4fs"), "too few to train"),
         (IndexSettings(memory_budget=100), "memory_budget 100: the smallest index of 300 items"),
     ],
@@ -643,12 +641,37 @@ def test_an_index_that_cannot_be_is_refused_and_search_stays(
 
 
 @pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("HNSW32", "is no IVF index"),
+        ("IVF16,Nonsense", "faiss refuses it"),
+        ("IVF0,PQ8", "numbers are at least 1"),  # ends the process in faiss
+    ],
+)
+def test_what_is_no_index_makes_no_catalogue(path: Path, factory: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        create(path, IndexSettings(factory))
+    assert not path.exists()
+
+
+def test_equal_items_count_as_found_whichever_they_are(path: Path) -> None:
+    """600 vectors 20 times each: ten of them are nearest, and which ten says nothing."""
+    with contextlib.closing(create(path, IndexSettings("IVF16,SQfp16", 0.95))) as collection:
+        collection.put(records(0, vectors(600).repeat(20, axis=0)))
+        stats = collection.optimize()
+    assert stats.recall >= 0.95
+    assert stats.nprobe < 16
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"index": ""}, "index ''"),
         ({"index": 5}, "index 5"),
         ({"target_recall": 1.0}, "target_recall 1.0"),
         ({"target_recall": float("nan")}, "target_recall nan"),
+        ({"target_recall": "0.9"}, "target_recall '0.9'"),
+        ({"memory_budget": True}, "memory_budget True"),
         ({"memory_budget": 0}, "memory_budget 0"),
         ({"memory_budget": 1e9}, "memory_budget"),
     ],

@@ -6,12 +6,12 @@ import pytest
 
 from tigerfg.index.least_nprobe import NEAREST, least_nprobe
 
-TRUTH = [list(range(100, 120)), list(range(200, 220))]
+TRUTH = [[0.9 - 0.01 * n for n in range(20)], [0.5 - 0.01 * n for n in range(20)]]
 
 
-def found(nprobe: int) -> list[list[int]]:
-    """With n lists, the n best of a query's 20, then what is none of them."""
-    return [[*line[:nprobe], *range(1000, 1020)][:NEAREST] for line in TRUTH]
+def found(nprobe: int) -> list[list[float]]:
+    """With n lists, the scores of the n best of a query's 20, then of what is none of them."""
+    return [[*line[:nprobe], *(0.1 - 0.01 * n for n in range(20))][:NEAREST] for line in TRUTH]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,12 @@ def found(nprobe: int) -> list[list[int]]:
 )
 def test_the_least_power_of_two(target: float, most: int, points: list) -> None:
     assert list(least_nprobe(found, most, target)) == points
+
+
+def test_of_equal_ones_it_does_not_matter_which() -> None:
+    """Ten of those with the tenth score, in one list with more of them, and rounded otherwise."""
+    lines = {8: [0.9] + [0.8] * 9, 1: [0.9] + [0.8 - 3e-8] * 9}
+    assert list(least_nprobe(lambda nprobe: [lines[nprobe]], 8, 0.9)) == [(1, 1.0)]
 
 
 def test_nothing_to_find() -> None:

@@ -20,7 +20,7 @@ class Items:
     """What `VectorRows` asks of a store: items by id, the last of them the number of writes."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.number = path, 0
+        self.path, self.number, self.read_only = path, 0, False
         self.meta = SimpleNamespace(embedding_dim=DIM, catalog_id="a")
         self.vectors: dict[int, np.ndarray] = {}
 
@@ -52,7 +52,12 @@ def test_every_id_has_its_vector(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[int, list[int], str]]
 ) -> None:
     """Ids without a gap, with some, far apart; in the file, beyond it, and read again."""
-    items = Items(tmp_path_factory.mktemp("rows"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tigerfg.index.vectors.MOST_TAIL", 5)
+        follow(Items(tmp_path_factory.mktemp("rows")), history)
+
+
+def follow(items: Items, history: list[tuple[int, list[int], str]]) -> None:
     rows = VectorRows(items)
     query = np.random.default_rng(0).standard_normal((1, DIM)).astype(np.float32)
     for number, steps, then in history:
@@ -66,6 +71,7 @@ def test_every_id_has_its_vector(
         stored = [items.vectors[known] for known in ids]
         expected = np.array(stored, np.float64).reshape(-1, DIM)
         assert len(rows) == len(ids)
+        assert rows.unsaved < 5
         np.testing.assert_array_equal(rows.stored(ids), expected)
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
         np.testing.assert_allclose(rows.get(ids), expected, rtol=1e-6)

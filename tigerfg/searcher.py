@@ -306,4 +306,4 @@ class Searcher(CatalogReader):
 
 
 def _gpu(gpu: str | GpuSettings) -> GpuSettings:
-    return GpuSettings(gpu) if isinstance(gpu, str) else gpu
+    return gpu if isinstance(gpu, GpuSettings) else GpuSettings(gpu)

@@ -16,6 +16,7 @@ from tigerfg.index.factory import list_count_of, require_ivf, transformed, trans
 from tigerfg.index.ivf import NEIGHBOURS, IvfIndex
 from tigerfg.index.photo_like import photo_like
 from tigerfg.index.probing import Centres, measured_margins
+from tigerfg.index.ranking import ROUNDING
 from tigerfg.index.span import trained
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
@@ -91,11 +92,11 @@ def build(
         "curve": [],
     }
     built = IvfIndex(store, rows, Loaded(index, store.number, notes))
-    truth = exact(rows, queries, ids, NEIGHBOURS)[1]
+    nearest, near = exact(rows, queries, ids, NEIGHBOURS)
     # of moved items lists reach farther than of photos: no need to spare
     share = (1 + target_recall) / 2 if len(sample) else target_recall
-    built.notes["reach"] = built.reach(queries, truth, share)
-    chosen, curve = tune(built, queries, truth, target_recall)
+    built.notes["reach"] = built.reach(queries, near, share)
+    chosen, curve = tune(built, queries, nearest, target_recall)
     built.notes |= {
         "nprobe": chosen.nprobe,
         "factor": chosen.factor,
@@ -132,18 +133,18 @@ def tuning_queries(sample: np.ndarray, rows: VectorRows, items: np.ndarray) -> n
 
 
 def tune(
-    index: IvfIndex, queries: np.ndarray, truth: np.ndarray, target: float
+    index: IvfIndex, queries: np.ndarray, nearest: np.ndarray, target: float
 ) -> tuple[Point, list[Point]]:
     """The cheapest measured point that reaches the target, and the whole curve.
 
     Args:
-        queries: (Q, E). truth: ids (Q, 10) of their nearest, -1 where there are fewer.
+        queries: (Q, E). nearest: scores (Q, 10) of their nearest, -inf where there are fewer.
     """
     curve: list[Point] = []
     for factor in FACTORS:
         nprobe, recalls = 1, {}
         while True:
-            point = _measure(index, queries, truth, nprobe, factor)
+            point = _measure(index, queries, nearest, nprobe, factor)
             curve.append(point)
             recalls[nprobe] = point.recall
             flat_out = nprobe >= 16 and point.recall <= recalls[nprobe // 2] + 0.001
@@ -168,18 +169,20 @@ def next_nprobe(nprobe: int) -> int:
 def _measure(
     index: IvfIndex,
     queries: np.ndarray,
-    truth: np.ndarray,
+    nearest: np.ndarray,
     nprobe: int,
     factor: int,
 ) -> Point:
     index.notes |= {"nprobe": nprobe, "factor": factor}
     hits: list[float] = []
     seconds: list[float] = []
-    for query, near in zip(queries, truth, strict=True):
+    for query, best in zip(queries, nearest, strict=True):
         started = time.perf_counter()
-        _, ids = index.search(query[None], NEIGHBOURS)
+        scores, _ = index.search(query[None], NEIGHBOURS)
         seconds.append(time.perf_counter() - started)
-        wanted = set(near.tolist()) - {-1}
-        hits.append(len(wanted.intersection(ids[0].tolist())) / max(1, len(wanted)))
+        known = best[np.isfinite(best)]
+        # by scores, not ids: of equal vectors it does not matter which are found
+        found = int((scores >= known.min(initial=np.inf) - ROUNDING).sum())
+        hits.append(min(found, len(known)) / max(1, len(known)))
     error = float(np.std(hits)) / math.sqrt(len(hits))
     return Point(nprobe, factor, float(np.mean(hits)), error, 1000 * float(np.median(seconds)))

@@ -14,9 +14,10 @@ import numpy as np
 
 from tigerfg.errors import CatalogError, InputError, MissingExtraError
 from tigerfg.index.database import StoreMeta, is_catalog
+from tigerfg.index.factory import require_ivf
 from tigerfg.index.gpu import OFF, GpuSettings
-from tigerfg.index.keeper import IndexKeeper, IndexStats, check_files, files_are_stale
-from tigerfg.index.plan import FLAT, IndexSettings
+from tigerfg.index.keeper import IndexKeeper, IndexStats, check_files
+from tigerfg.index.plan import AUTO, FLAT, IndexSettings
 from tigerfg.index.selected import SelectedIds
 from tigerfg.index.store import Record, Sampled, Store
 from tigerfg.index.where import parse_filter
@@ -62,7 +63,13 @@ class Collection:
         settings: IndexSettings | None = None,
         gpu: GpuSettings = NO_GPU,
     ) -> Collection:
-        """Make an empty one in a directory that is new or empty, open for writing."""
+        """Make an empty one in a directory that is new or empty, open for writing.
+
+        Raises:
+            InputError: an index that cannot be. MissingExtraError: it is named, and faiss missing.
+        """
+        if settings is not None and settings.index not in (AUTO, FLAT):
+            require_ivf(settings.index, embedding_dim)
         store = Store.create(
             path,
             model=model,
@@ -251,7 +258,7 @@ class Collection:
             self._keeper.retire()
         self._keeper.wait()
         try:
-            if self._changed and files_are_stale(self._store):
+            if self._keeper.unsaved or (self._changed and self._keeper.stale):
                 self.flush()
         except (CatalogError, InputError, MissingExtraError) as error:
             logger.warning("%s closed without an index file: %s", self.path, error)

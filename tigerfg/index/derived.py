@@ -1,7 +1,8 @@
 """Index files: derived from the store, stamped with what they hold, never the truth.
 
-A file is a faiss index, notes (JSON) and a trailer (catalogue, write number, lengths, CRC-32). It
-is replaced as a whole; whatever is wrong with it, the index is rebuilt from the store.
+A file is a faiss index, notes (JSON) and a trailer (catalogue, write number, lengths, CRC-32 of
+everything before it). It is replaced as a whole; whatever is wrong with it, the index is rebuilt
+from the store.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from tigerfg.errors import MissingExtraError
 from tigerfg.index.database import fsync_directory
 from tigerfg.index.store import Store
 
-_TRAILER = struct.Struct("<8s16sQQQI")  # magic, catalogue, write number, two lengths, their CRC
-_MAGIC = b"tigerfg3"
+_TRAILER = struct.Struct("<8s16sQQQ")  # magic, catalogue, write number, two lengths
+_CRC = struct.Struct("<I")
+_MAGIC = b"tigerfg4"
 _BLOCK = 1 << 20
 
 logger = logging.getLogger("tigerfg")
@@ -38,7 +40,6 @@ class _Trailer(NamedTuple):
     number: int
     index_bytes: int
     notes_bytes: int
-    crc: int
 
 
 def import_faiss() -> Any:
@@ -68,7 +69,8 @@ def save_index(path: Path, store: Store, loaded: Loaded) -> bool:
             notes = json.dumps(loaded.notes).encode()
             write(notes)
             catalog = bytes.fromhex(store.meta.catalog_id)
-            file.write(_TRAILER.pack(_MAGIC, catalog, loaded.number, index_bytes, len(notes), crc))
+            write(_TRAILER.pack(_MAGIC, catalog, loaded.number, index_bytes, len(notes)))
+            file.write(_CRC.pack(crc))
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)
@@ -90,7 +92,9 @@ def load_index(path: Path, store: Store) -> Loaded | None:
             trailer = _checked(file, store)
             file.seek(trailer.index_bytes)
             notes = json.loads(file.read(trailer.notes_bytes))
-        return Loaded(faiss.read_index(str(path)), trailer.number, notes)
+            file.seek(0)  # not by its name, which may be another file's by now
+            index = faiss.read_index(faiss.PyCallbackIOReader(file.read, _BLOCK))
+        return Loaded(index, trailer.number, notes)
     except FileNotFoundError:
         pass
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError is what faiss raises
@@ -108,6 +112,20 @@ def saved_number(path: Path, store: Store) -> int:
         return 0
 
 
+def discard_newer(path: Path, store: Store) -> None:
+    """Remove an index file that is newer than the store.
+
+    Where a store was put back from a backup, its writes to come get numbers that the file holds
+    others under.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        with open(path, "rb") as file:
+            number = _trailer(file, store, newer=True).number
+        if number > store.number:
+            path.unlink()
+            logger.warning("%s was newer than the store: removed", path)
+
+
 def check_index(path: Path, store: Store) -> list[str]:
     """What is wrong with an index file: one line, or none; a missing file is not wrong."""
     try:
@@ -123,31 +141,31 @@ def check_index(path: Path, store: Store) -> list[str]:
 def _checked(file: BinaryIO, store: Store) -> _Trailer:
     """The trailer of a file whose content is what was written; else ValueError."""
     trailer = _trailer(file, store)
-    crc, length = 0, trailer.index_bytes + trailer.notes_bytes
+    crc, length = 0, trailer.index_bytes + trailer.notes_bytes + _TRAILER.size
     file.seek(0)
     while length > 0 and (block := file.read(min(_BLOCK, length))):
         crc = zlib.crc32(block, crc)
         length -= len(block)
-    if crc != trailer.crc:
+    if _CRC.pack(crc) != file.read(_CRC.size):
         raise ValueError("its checksum is wrong")
     return trailer
 
 
-def _trailer(file: BinaryIO, store: Store) -> _Trailer:
-    """The trailer of an index file; ValueError if it is not of this store."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _TRAILER.size))
-    content = file.read(_TRAILER.size)
-    if len(content) < _TRAILER.size:
+def _trailer(file: BinaryIO, store: Store, newer: bool = False) -> _Trailer:
+    """The trailer of an index file; ValueError if it is not of this store, or, unless that is
+    asked for, newer."""
+    size = file.seek(0, os.SEEK_END) - _TRAILER.size - _CRC.size
+    if size < 0:
         raise ValueError("it is truncated")
-    magic, catalog, *numbers = _TRAILER.unpack(content)
+    file.seek(size)
+    magic, catalog, *numbers = _TRAILER.unpack(file.read(_TRAILER.size))
     trailer = _Trailer(*numbers)
     if magic != _MAGIC and magic.startswith(_MAGIC[:-1]):
         raise ValueError("another version of tigerfg wrote it")
-    if magic != _MAGIC or trailer.index_bytes + trailer.notes_bytes != size - _TRAILER.size:
+    if magic != _MAGIC or trailer.index_bytes + trailer.notes_bytes != size:
         raise ValueError("it is truncated or damaged")
     if catalog.hex() != store.meta.catalog_id:
         raise ValueError("it belongs to another catalogue")
-    if trailer.number > store.number:
+    if trailer.number > store.number and not newer:
         raise ValueError("it is newer than the store")
     return trailer

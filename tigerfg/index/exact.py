@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from tigerfg.index.ranking import ROUNDING, ranked
 from tigerfg.index.vectors import VectorRows
 
-_BELOW_SIGN = np.int32(0x7FFFFFFF)
+SPARE = 16  # candidates of a block beside the best, so that few ties need another look
 
 
 def exact(
@@ -24,25 +25,35 @@ def exact(
     scores = np.full((len(queries), k), -np.inf, np.float32)
     found = np.full(scores.shape, -1, np.int64)
     for part, vectors in rows.blocks(ids):
-        near = np.concatenate([scores, queries @ vectors.T], axis=1)
-        columns = best_columns(near, k)
-        scores = np.take_along_axis(near, columns, 1)
-        known = np.take_along_axis(found, np.minimum(columns, k - 1), 1)
-        found = np.where(columns < k, known, part[np.maximum(columns - k, 0)])
+        near, columns = _best(vectors, queries, k)
+        scores, found = ranked(
+            np.concatenate([scores, near], axis=1),
+            np.concatenate([found, part[columns]], axis=1),
+            k,
+        )
     return scores, found
 
 
-def best_columns(scores: np.ndarray, k: int) -> np.ndarray:
-    """Columns int64 (B, k) of the k largest float32 of every row, the largest first, equal ones by
-    column.
+def _best(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (B, C) and places (B, C) among these vectors (N, E): the k best, and others.
 
-    By a partition of whole numbers in the same order, the column in their lower half: sorting all
-    takes ten times as long.
+    A product of matrices, which may add up every row in another order, says which are near. The
+    scores are those of `VectorRows.scores`: equal vectors have equal ones.
     """
-    bits = (scores + np.float32(0)).view(np.int32)  # of -0 those of 0
-    ranks = (bits ^ (bits >> 31 & _BELOW_SIGN)).astype(np.int64) << 32
-    ranks -= np.arange(scores.shape[1])
-    place = scores.shape[1] - k
-    top = np.partition(ranks, place, axis=1)[:, place:]
-    top.sort(axis=1)
-    return -top[:, ::-1] & 0xFFFFFFFF
+    most = k + SPARE
+    if len(vectors) <= most:
+        scores = np.vecdot(vectors, queries[:, None])
+        return scores, np.broadcast_to(np.arange(len(vectors)), scores.shape)
+    rough = queries @ vectors.T
+    places = np.argpartition(-rough, most - 1, axis=1)[:, :most]
+    near = -np.sort(-np.take_along_axis(rough, places, 1), axis=1)
+    ties = near[:, k - 1] - near[:, -1] < 2 * ROUNDING  # perhaps more of them than are spared
+    scores = np.empty(places.shape, np.float32)
+    for line, query in enumerate(queries):
+        if ties[line]:
+            own = np.vecdot(vectors, query)
+            places[line] = np.argsort(-own, kind="stable")[:most]
+            scores[line] = own[places[line]]
+        else:
+            scores[line] = np.vecdot(vectors[places[line]], query)
+    return scores, places

@@ -108,6 +108,8 @@ def _ivf(factory: str, dim: int, asked: str) -> Any:
     faiss = import_faiss()
     if re.search(r"HNSW0*[01]?(?!\d)", factory):
         raise InputError(f"index {asked!r}: a graph needs two links or more, as in _HNSW16")
+    if re.search(r"(?<!\d)0+(?!\d)", factory):  # some end the process
+        raise InputError(f"index {asked!r}: numbers are at least 1; {_HINT}")
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tigerfg.index.derived import Loaded, import_faiss, load_index, save_index
+from tigerfg.index.ranking import ranked
 from tigerfg.index.store import Store
 
 INDEX_FILE = "flat.index"
@@ -83,8 +84,7 @@ class FlatIndex:
             if wanted == total or (scores[:, -1] < scores[:, k - 1]).all():
                 break
             wanted = min(4 * wanted, total)
-        order = np.lexsort((ids, -scores), axis=1)[:, :k]
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+        return ranked(scores, ids, k)
 
     def save(self) -> bool:
         """Write the index file; returns whether it was written, a failure is logged."""

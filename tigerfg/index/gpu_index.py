@@ -26,6 +26,7 @@ from tigerfg.index.gpu import MOST, DeviceIndex, Gpus, code_bytes
 from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.least_nprobe import NEAREST, least_nprobe
 from tigerfg.index.plan import list_count
+from tigerfg.index.ranking import ranked
 from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import BLOCK, VectorRows
@@ -162,8 +163,7 @@ class GpuIndex:
             scores, ids = refined(self._rows, queries, -np.sort(-ids, axis=1), k)
         else:
             scores = np.where(kept, scores, -np.inf).astype(np.float32) / self._lengths[ids]
-            order = np.lexsort((ids, -scores), axis=1)[:, :k]
-            scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+            scores, ids = ranked(scores, ids, k)
         short = np.flatnonzero((ids < 0).any(axis=1))
         if len(short):
             scores[short], ids[short] = self._cpu.search(queries[short], k, allowed)
@@ -243,11 +243,11 @@ class GpuIndex:
         queries = tuning_queries(self._store.queries(), self._rows, sample)
         wanted = min(NEAREST * self._factor, MOST)
 
-        def found(nprobe: int) -> list[list[int]]:
-            ids = self._ask(queries, wanted, nprobe)[1]
+        def found(nprobe: int) -> list[list[float]]:
+            scores, ids = self._ask(queries, wanted, nprobe)
             if self._factor > 1:
-                ids = refined(self._rows, queries, ids, NEAREST)[1]
-            return [[i for i in line if i >= 0] for line in ids.tolist()]
+                scores, ids = refined(self._rows, queries, ids, NEAREST)
+            return [line[own >= 0].tolist() for line, own in zip(scores, ids, strict=True)]
 
         *_, best = least_nprobe(found, most, target)
         return best

@@ -71,7 +71,13 @@ class IvfIndex:
     def open(cls, store: Store) -> IvfIndex | None:
         """From the catalogue's files; None where there is no usable one."""
         found = load_index(store.path / INDEX_FILE, store)
-        return None if found is None else cls(store, VectorRows(store), found)
+        if found is None:
+            return None
+        index = cls(store, VectorRows(store), found)
+        if len(index) == len(store):
+            return index
+        logger.warning("%s does not agree with the store: rebuilt", store.path / INDEX_FILE)
+        return None
 
     def __len__(self) -> int:
         return self._count

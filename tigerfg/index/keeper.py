@@ -13,7 +13,7 @@ import numpy as np
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index import flat, ivf
 from tigerfg.index.build import build
-from tigerfg.index.derived import check_index, saved_number
+from tigerfg.index.derived import check_index, discard_newer, saved_number
 from tigerfg.index.factory import list_count_of, require_ivf
 from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import AUTO as AUTO_GPU
@@ -22,6 +22,7 @@ from tigerfg.index.gpu_index import GpuIndex
 from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.plan import AUTO, FLAT, FLAT_MOST
 from tigerfg.index.store import Store
+from tigerfg.index.vectors import check_vectors, discard_newer_vectors
 
 FILES = (flat.INDEX_FILE, ivf.INDEX_FILE)
 TRAINING_LIST = 39  # items a list from which an index that was asked for by name is built
@@ -73,6 +74,10 @@ class IndexKeeper:
 
     def __init__(self, store: Store, lock: threading.RLock, gpu: GpuSettings) -> None:
         self._store, self._lock = store, lock
+        if not store.read_only:
+            for name in FILES:
+                discard_newer(store.path / name, store)
+            discard_newer_vectors(store)
         self._gpu_settings = gpu
         self._gpus: Gpus | None = gpu.find() if gpu.use == REQUIRE else None
         self._looked = gpu.use != AUTO_GPU  # for GPUs: when they are first needed, not on opening
@@ -182,7 +187,7 @@ class IndexKeeper:
                     built.attach(self._store)
                     built.sync()
                     self._index = built
-                    self.save()
+                    self._save()
                     built.sweep()
 
     def keep_queries(self, queries: np.ndarray) -> None:
@@ -190,8 +195,30 @@ class IndexKeeper:
         self._store.keep_queries(queries)
         self._leave_gpus()
 
+    @property
+    def stale(self) -> bool:
+        """Whether catching up from the index file would read over a twentieth of the vectors."""
+        saved = max(saved_number(self._store.path / name, self._store) for name in FILES)
+        return self._store.number - saved > len(self._store) // 20
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether over a twentieth of the vectors are in memory and could be in their file."""
+        index = self._index
+        return (
+            isinstance(index, IvfIndex)
+            and not self._store.read_only
+            and index.rows.unsaved > len(index) // 20
+        )
+
     def save(self) -> None:
-        """Write the index file of the current index and remove that of another kind."""
+        """Write the files of the current index and remove those of others."""
+        self._save()
+        if isinstance(self._index, IvfIndex) and self._building.acquire(blocking=False):
+            self._index.sweep()  # while none is built, whose vectors would go too
+            self._building.release()
+
+    def _save(self) -> None:
         if self._index is None:
             return
         saved = self._index.save()
@@ -249,12 +276,7 @@ class IndexKeeper:
             logger.warning("%s: no %s index was built: %s", self._store.path, factory, error)
 
 
-def files_are_stale(store: Store) -> bool:
-    """Whether catching up from the index file would read over a twentieth of the vectors."""
-    saved = max(saved_number(store.path / name, store) for name in FILES)
-    return store.number - saved > len(store) // 20
-
-
 def check_files(store: Store) -> list[str]:
-    """What is wrong with the index files: a line each."""
-    return [line for name in FILES for line in check_index(store.path / name, store)]
+    """What is wrong with the index and vectors files: a line each."""
+    lines = [line for name in FILES for line in check_index(store.path / name, store)]
+    return lines + check_vectors(store)

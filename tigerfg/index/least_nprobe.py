@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+import math
+from collections.abc import Callable, Iterator
+
+from tigerfg.index.ranking import ROUNDING
 
 NEAREST = 10
 
 
 def least_nprobe(
-    search: Callable[[int], Iterable[Iterable[Any]]],
+    search: Callable[[int], list[list[float]]],
     most: int,
     target: float,
 ) -> Iterator[tuple[int, float]]:
     """Powers of two, and the recall@10 of each, up to the first that reaches the target.
 
-    The truth are the neighbours found when `most` lists are probed.
+    The truth are the scores found when `most` lists are probed. They are compared, not what has
+    them: of equal vectors it does not matter which are found.
 
     Args:
-        search: with so many lists, the names of the results of every query, `NEAREST` of them where
-            there are.
+        search: with so many lists, the scores of the results of every query, `NEAREST` of them
+            where there are.
         most: lists that can be probed.
         target: share of the nearest to be found.
     """
-
-    def neighbours(nprobe: int) -> list[set[Any]]:
-        return [set(line) for line in search(nprobe)]
-
-    truth = neighbours(most)
+    truth = search(most)
     wanted = sum(map(len, truth))
     nprobe = 1
     while True:
         nprobe = min(nprobe, most)
-        hits = sum(len(a & b) for a, b in zip(truth, neighbours(nprobe), strict=True))
+        hits = 0
+        for near, line in zip(truth, search(nprobe), strict=True):
+            least = min(near, default=math.inf) - ROUNDING
+            hits += min(len(near), sum(score >= least for score in line))
         recall = hits / wanted if wanted else 1.0
         yield nprobe, recall
         if recall >= target or nprobe == most:

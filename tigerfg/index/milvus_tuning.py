@@ -28,12 +28,11 @@ def measure(search: Search, queries: np.ndarray, lists: int, target: float) -> d
         nprobe, recall, ms (a query, one at a time) and the curve, a list of the same three.
     """
 
-    def names(nprobe: int) -> list[list[str]]:
-        found = search(queries, NEAREST, nprobe)
-        return [[match.document["item_id"] for match in line] for line in found]
+    def scores(nprobe: int) -> list[list[float]]:
+        return [[match.score for match in line] for line in search(queries, NEAREST, nprobe)]
 
     curve: list[dict[str, Any]] = []
-    for nprobe, recall in least_nprobe(names, lists, target):
+    for nprobe, recall in least_nprobe(scores, lists, target):
         times = []
         for vector in queries[:TIMED]:
             started = time.perf_counter()

@@ -45,10 +45,10 @@ class IndexSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.index, str) or not self.index:
             raise InputError(f"index {self.index!r}: give auto, flat or a factory string of faiss")
-        if not 0.0 < self.target_recall < 1.0:
-            raise InputError(f"target_recall {self.target_recall!r} is not between 0 and 1")
-        budget = self.memory_budget
-        if budget is not None and (not isinstance(budget, int) or budget < 1):
+        recall, budget = self.target_recall, self.memory_budget
+        if not isinstance(recall, (int, float)) or not 0.0 < recall < 1.0:
+            raise InputError(f"target_recall {recall!r} is not between 0 and 1")
+        if budget is not None and (type(budget) is not int or budget < 1):
             raise InputError(f"memory_budget {budget!r} must be a whole number of bytes, or None")
 
     def choose(self, items: int, dim: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tigerfg.index.ranking import ranked
 from tigerfg.index.vectors import VectorRows
 
 AT_ONCE = 1 << 22  # values of vectors in memory
@@ -44,7 +45,4 @@ def _ranked(
     scores = rows.scores(queries, known)
     if some:
         scores[candidates < 0] = -np.inf
-    places = np.lexsort((candidates, -scores))[:, :k]
-    if len(queries) > 1:
-        places += np.arange(0, candidates.size, candidates.shape[1])[:, None]
-    return scores.take(places), candidates.take(places)
+    return ranked(scores, candidates, k)

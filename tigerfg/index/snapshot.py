@@ -13,14 +13,15 @@ from pathlib import Path
 from tigerfg.errors import CatalogError
 from tigerfg.index.database import STORE_FILE, explained, fsync_directory, open_database
 from tigerfg.index.keeper import FILES
+from tigerfg.index.vectors import copy_vectors
 
 
 def copy_catalog(source: Path, target: Path) -> None:
     """Copy the catalogue in one directory, at one state of it, to a new or empty directory.
 
     The store is copied by SQLite's online backup in one read transaction, so writers and searches
-    go on meanwhile. An index file goes with it; it is taken first, so that it is never newer than
-    the store. The copy appears whole or not at all, and is a catalogue of its own.
+    go on meanwhile. Index and vectors files go with it; they are taken first, so that they are
+    never newer than the store. The copy appears whole or not at all, and is a catalogue of its own.
 
     Raises:
         CatalogError: the target is neither new nor empty, or cannot be written; or the source
@@ -36,13 +37,14 @@ def copy_catalog(source: Path, target: Path) -> None:
             for name in FILES:
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copyfile(source / name, staged / name)
-                    _fsync(staged / name)
+            copy_vectors(source, staged)
             with (
                 explained(target, f"write a snapshot of {source}"),
                 contextlib.closing(sqlite3.connect(staged / STORE_FILE)) as copy,
             ):
                 db.backup(copy)
-            _fsync(staged / STORE_FILE)
+            for file in staged.iterdir():
+                _fsync(file)
             fsync_directory(staged)
             os.replace(staged, target)  # an empty directory there is replaced
             fsync_directory(target.parent)

@@ -2,9 +2,9 @@
 
 A vectors-*.f16 file holds records (internal id, length, float16 vector) in the order of storing and
 is only ever appended to; `vectors.json`, replaced as a whole, names it and says how many records
-count, and their CRC-32. Rows are mapped, not read: what a search touches is in the page cache; the
-process keeps what the store holds beyond the file, and the ids where some are missing in between.
-Derived like the index files, never the truth.
+count, their CRC-32 and its own. Rows are mapped, not read: what a search touches is in the page
+cache; the process keeps what the store holds beyond the file, and the ids where some are missing in
+between. Derived like the index files, never the truth.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -26,8 +27,9 @@ from tigerfg.index.database import fsync_directory
 from tigerfg.index.store import Store
 
 STAMP_FILE = "vectors.json"
+_CHECK = "check"  # in the stamp: the CRC-32 of the rest of it
 BLOCK = 16_384  # rows read at once
-MOST_TAIL = 16  # blocks kept in memory while a fresh file is filled
+MOST_TAIL = 1 << 18  # rows that a writer keeps in memory before it appends them to its file
 
 # A float16's exponent and fraction, moved by 13 bits, are those of its value / _BIAS as a float32.
 _SIGN_AND_VALUE = np.int32(0x8FFFE000 - (1 << 32))
@@ -50,12 +52,12 @@ class VectorRows:
     """
 
     def __init__(self, store: Store, fresh: bool = False) -> None:
-        self._store, self._fresh = store, fresh
+        self._store, self._writes = store, fresh or not store.read_only
         dim = store.meta.embedding_dim
         self._dtype = np.dtype([("id", "<i8"), ("length", "<f4"), ("vector", "<f2", (dim,))])
         self._name = f"vectors-{uuid.uuid4().hex}.f16"
         self._number, self._crc = 0, 0
-        self._rows, self._tail = np.zeros(0, self._dtype), []
+        self._rows, self._tail = np.zeros(0, self._dtype), np.zeros(0, self._dtype)
         self._count, self._first, self._last = 0, 0, 0
         self._steps: np.ndarray | None = None  # ids after the first, where some are missing
         if not fresh:
@@ -67,6 +69,11 @@ class VectorRows:
         """Rows, those of removed items among them."""
         return self._count
 
+    @property
+    def unsaved(self) -> int:
+        """Rows that are in memory, not in the file."""
+        return self._count - len(self._rows)
+
     def attach(self, store: Store) -> None:
         """Follow another connection to the same catalogue from now on."""
         self._store = store
@@ -76,17 +83,11 @@ class VectorRows:
         number = self._store.number
         if number == self._number:
             return
-        new: list[np.ndarray] = []
         for ids, vectors in self._store.vectors_since(self._last):
-            rows = np.empty(len(ids), self._dtype)
-            rows["id"], rows["vector"] = ids, vectors
-            rows["length"] = np.sqrt(np.vecdot(vectors, vectors))
-            new.append(rows)
-            if self._fresh and len(new) >= MOST_TAIL:
-                self._hold(new, int(ids[-1]))
+            self._hold(ids, vectors)
+            if self._writes and self.unsaved >= MOST_TAIL:
                 self.save()
-                new = []
-        self._hold(new, number)
+        self._number = number
 
     def scores(self, queries: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Inner products float32 (B, C) of queries (B, E) and the vectors, at unit length, of
@@ -118,12 +119,12 @@ class VectorRows:
     def save(self) -> None:
         """Append what the file lacks; a failure is logged, never raised."""
         try:
-            crc = self._append() if self._tail else self._crc
+            crc = self._append()
             self._stamp(crc)
-            self._rows, self._tail = self._mapped(self._name, self._count), []
+            self._rows, self._tail = self._mapped(self._name, self._count), self._tail[:0].copy()
             self._crc = crc
         except OSError as error:
-            self._fresh = False  # the next block would hardly fare better
+            self._writes = False  # the next block would hardly fare better
             reason = error.strerror or error
             logger.warning(
                 "%s: vectors not saved, the next start reads the store: %s",
@@ -144,21 +145,26 @@ class VectorRows:
         if self._steps is not None:
             places = np.searchsorted(self._steps, places.astype(self._steps.dtype))
         mapped = len(self._rows)
-        if not self._tail or not places.size or places.max() < mapped:
+        if mapped == self._count or not places.size or places.max() < mapped:
             return self._rows.take(places)  # of the fields by themselves it takes half more
-        if len(self._tail) > 1:
-            self._tail = [np.concatenate(self._tail)]
         found = np.empty(ids.shape, self._dtype)
         here = places < mapped
         found[here] = self._rows.take(places[here])
-        found[~here] = self._tail[0].take(places[~here] - mapped)
+        found[~here] = self._tail.take(places[~here] - mapped)
         return found
 
-    def _hold(self, rows: list[np.ndarray], number: int) -> None:
-        """Take new rows, up to a write number."""
-        for part in rows:
-            self._know(part["id"])
-        self._tail, self._number = self._tail + rows, number
+    def _hold(self, ids: np.ndarray, vectors: np.ndarray) -> None:
+        """Take new rows, the vectors float32 as they are stored."""
+        start = self.unsaved
+        if start + len(ids) > len(self._tail):  # doubled: few copies
+            grown = np.empty(max(start + len(ids), 2 * len(self._tail)), self._dtype)
+            grown[:start] = self._tail[:start]
+            self._tail = grown
+        rows = self._tail[start : start + len(ids)]
+        rows["id"], rows["vector"] = ids, vectors
+        rows["length"] = np.sqrt(np.vecdot(vectors, vectors))
+        self._know(ids)
+        self._number = self._last
 
     def _know(self, ids: np.ndarray) -> None:
         """Count rows with these ids, ascending, behind the others."""
@@ -176,15 +182,14 @@ class VectorRows:
 
     def _append(self) -> int:
         """Write the tail behind the rows of the file; returns the file's CRC-32 then."""
-        path, crc = self._store.path / self._name, self._crc
-        with open(path, "r+b" if len(self._rows) else "wb") as file:
+        content = self._tail[: self.unsaved].view(np.uint8)
+        if not len(content):
+            return self._crc
+        with open(self._store.path / self._name, "r+b" if len(self._rows) else "wb") as file:
             file.seek(len(self._rows) * self._dtype.itemsize)
-            for rows in self._tail:
-                content = rows.tobytes()
-                crc = zlib.crc32(content, crc)
-                file.write(content)
+            file.write(content)
             _sync(file)
-        return crc
+        return zlib.crc32(content, self._crc)
 
     def _stamp(self, crc: int) -> None:
         file = self._store.path / STAMP_FILE
@@ -197,7 +202,7 @@ class VectorRows:
             "crc32": crc,
         }
         with open(fresh, "w", encoding="utf-8") as opened:
-            json.dump(stamp, opened)
+            json.dump(stamp | {_CHECK: _own_crc(stamp)}, opened)
             _sync(opened)
         os.replace(fresh, file)
         fsync_directory(file.parent)
@@ -205,19 +210,13 @@ class VectorRows:
     def _load(self) -> None:
         """Map the rows that the stamp vouches for; nothing where there is no usable file."""
         try:
-            stamp = json.loads((self._store.path / STAMP_FILE).read_text())
-            if not _NAME.fullmatch(stamp["file"]):
-                raise ValueError(f"{stamp['file']!r} is no name of vectors")
-            if stamp["catalog_id"] != self._store.meta.catalog_id:
-                raise ValueError("they belong to another catalogue")
-            if stamp["number"] > self._store.number:
-                raise ValueError("they are newer than the store")
+            stamp = _read_stamp(self._store)
             rows = self._mapped(stamp["file"], stamp["rows"])
             if zlib.crc32(rows) != stamp["crc32"]:
                 raise ValueError("their checksum is wrong")
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             logger.warning("%s: vectors are read from the store: %s", self._store.path, error)
             return
         self._name, self._rows = stamp["file"], rows
@@ -231,6 +230,74 @@ class VectorRows:
             raise ValueError("they are truncated")
         # as a plain array: every access to a memmap costs microseconds
         return np.asarray(np.memmap(path, self._dtype, "r", shape=(rows,)))
+
+
+def discard_newer_vectors(store: Store) -> None:
+    """As `derived.discard_newer`, for the vectors."""
+    with contextlib.suppress(OSError, ValueError):
+        if _read_stamp(store, newer=True)["number"] > store.number:
+            (store.path / STAMP_FILE).unlink()
+            logger.warning("%s: vectors were newer than the store: removed", store.path)
+
+
+def copy_vectors(source: Path, target: Path) -> None:
+    """Copy the stamp and its file from one directory to another, if they are there."""
+    with contextlib.suppress(FileNotFoundError, ValueError):  # none, replaced by others, damaged
+        content = (source / STAMP_FILE).read_text()
+        name = _checked_stamp(content)["file"]
+        shutil.copyfile(source / name, target / name)
+        (target / STAMP_FILE).write_text(content)
+
+
+def check_vectors(store: Store) -> list[str]:
+    """What is wrong with the vectors file, or differs there from the store: a line each."""
+    try:
+        name = _read_stamp(store)["file"]
+        with open(store.path / name, "rb"):
+            pass
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        return [f"vectors: {error}; the next start reads the store"]
+    rows = VectorRows(store)
+    if rows.unsaved == len(rows):
+        return [f"{name}: damaged; the next start reads the store"] if len(rows) else []
+    wrong: list[int] = []
+    for ids, vectors in store.vectors_since(0):
+        wrong += ids[(rows.stored(ids) != vectors).any(axis=1)].tolist()
+    if not wrong:
+        return []
+    return [
+        f"{len(wrong)} vectors differ in the store and in {name}, such as that of id {wrong[0]}"
+    ]
+
+
+def _read_stamp(store: Store, newer: bool = False) -> dict[str, Any]:
+    """The stamp of this store's vectors; ValueError if it is not, or, unless that is asked for,
+    newer."""
+    stamp = _checked_stamp((store.path / STAMP_FILE).read_text())
+    if stamp["catalog_id"] != store.meta.catalog_id:
+        raise ValueError("they belong to another catalogue")
+    if stamp["number"] > store.number and not newer:
+        raise ValueError("they are newer than the store")
+    return stamp
+
+
+def _checked_stamp(content: str) -> dict[str, Any]:
+    try:
+        stamp = json.loads(content)
+        check = stamp.pop(_CHECK)
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        stamp = check = None
+    if stamp is None or check != _own_crc(stamp):
+        raise ValueError(f"{STAMP_FILE} is damaged, or another version of tigerfg wrote it")
+    if not _NAME.fullmatch(stamp["file"]):
+        raise ValueError(f"{stamp['file']!r} is no name of vectors")
+    return stamp
+
+
+def _own_crc(stamp: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(stamp, sort_keys=True).encode())
 
 
 def widened(halves: np.ndarray) -> np.ndarray:
