@@ -94,7 +94,7 @@ def steps(chosen: list[str], folder: Path, resume: bool) -> Iterator[Step]:
     if "index" in chosen:
         yield Step("index", [sys.executable, str(HERE / "gpu_index_bench.py")], None)
     if "training" in chosen:
-        yield Step("training", [sys.executable, str(HERE / "training_bench.py")], 150)
+        yield Step("training", [sys.executable, str(HERE / "training_bench.py")], 240)
     if "native" in chosen:
         yield Step("native library", [*pytest, "tests/kernels/test_native.py"], 300)
 

@@ -1,31 +1,36 @@
 """Training speed: pairs a second of the joint stage, by preset and precision.
 
-    python bench/training_bench.py [--presets tiny small base] [--batch 128] [--results FOLDER]
+    python bench/training_bench.py [--presets tiny base small] [--batch 128] [--results FOLDER]
 
 Random weights, all losses, rendered products. `step_s`: with a few batches that were made
 beforehand, which is the device and the copies to it; `loop_s`: as in training, with batches made
 ahead by other processes. Medians.
+
+The results, training.json (on a CPU training_cpu.json) in --results, in $RESULTS_DIR or in
+bench/results/, are written after every row, the most telling rows first: a run that is cut short
+leaves what it measured, and a further one with other options adds to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from conditions import conditions
-from engine_report import markdown
+from engine_report import Results, markdown
 
-from tigerfg.model import TigerFG, preset
+from tigerfg.errors import TigerfgError
+from tigerfg.model import ModelConfig, TigerFG, preset
 from tigerfg.text import TextTokenizer
 from tigerfg.training.batches import BatchMaker
 from tigerfg.training.config import LossWeights, Stage
@@ -33,6 +38,7 @@ from tigerfg.training.distributed import World, joined
 from tigerfg.training.gradients import step_gradients
 from tigerfg.training.item_stages import JointStage
 from tigerfg.training.optimizer import make_optimizer, set_rate
+from tigerfg.training.pool import Pool
 from tigerfg.training.precision import cast_encoders
 from tigerfg.training.prefetch import Prefetched, worker_count
 from tigerfg.training.prepare import rendered_pool
@@ -41,6 +47,9 @@ from tigerfg.training.tokenizer import train_tokenizer
 
 HERE = Path(__file__).resolve().parent
 READY = 4  # batches made beforehand
+CHUNK = 16  # products, at least, that one process renders
+IDENTITY = ("preset", "precision", "batch")
+SAME_MACHINE = ("gpu", "cpu", "threads")
 
 
 class _Ready:
@@ -57,21 +66,29 @@ class _Ready:
         return getattr(self.stage, name)
 
 
-def measure(name: str, precision: str, options: argparse.Namespace, world: World) -> dict[str, Any]:
+@cache
+def training_pictures(products: int, query_size: int, item_size: int) -> Pool:
+    """Rendered by all cores, once for all rows whose models take pictures of these sizes."""
+    cores = len(os.sched_getaffinity(0))
+    chunk = max(CHUNK, -(-products // cores))
+    return rendered_pool(products, 1, query_size, item_size, workers=cores, chunk=chunk)
+
+
+def measure(
+    config: ModelConfig, precision: str, options: argparse.Namespace, world: World
+) -> dict[str, Any]:
     """One row: seconds of a step by the device alone and in the loop, memory, and parameters."""
     torch.manual_seed(0)
-    model = TigerFG(preset(name)).eval().to(world.device)
+    model = TigerFG(config).eval().to(world.device)
     trainee = Trainee(cast_encoders(model, precision, world.device)).to(world.device)
     teacher = cast_encoders(copy.deepcopy(model), precision, world.device).requires_grad_(False)
-    cores = len(os.sched_getaffinity(0))
-    sizes = (model.config.query_size, model.config.item_size)
-    pool = rendered_pool(options.products, 1, *sizes, workers=cores)
+    pool = training_pictures(options.products, config.query_size, config.item_size)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokenizer.json"
         words = (text for texts in pool.texts for text in texts)
-        train_tokenizer(words, model.config.text.vocab_size, file)
-        tokenizer = TextTokenizer.from_file(file, model.config.text.max_length)
-    maker = BatchMaker([pool], [1.0], model.config, tokenizer)
+        train_tokenizer(words, config.text.vocab_size, file)
+        tokenizer = TextTokenizer.from_file(file, config.text.max_length)
+    maker = BatchMaker([pool], [1.0], config, tokenizer)
     recipe = Stage("joint", 10**6, options.batch, 1e-5, matrix_lr=1e-5)
     stage = JointStage(maker, 0, options.batch, world.device, teacher, LossWeights())
     optimizer = make_optimizer(trainee, recipe)
@@ -85,7 +102,7 @@ def measure(name: str, precision: str, options: argparse.Namespace, world: World
 
         return step
 
-    row: dict[str, Any] = {"preset": name, "precision": precision, "batch": options.batch}
+    row: dict[str, Any] = {"preset": config.name, "precision": precision, "batch": options.batch}
     row["step_s"] = _median(step_of(_Ready(stage, options.batch)), options.seconds)
     workers = worker_count(None, world.device) or 1
     plan = ((number, slice(0, options.batch)) for number in range(20_000))
@@ -114,25 +131,27 @@ def _median(step: Callable[[int], None], seconds: float) -> float:
     return statistics.median(taken[5:])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--presets", nargs="+", default=["tiny", "small", "base"])
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--products", type=int, default=256)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of measuring each figure")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--results", type=Path, default=os.environ.get("RESULTS_DIR"))
-    options = parser.parse_args()
-    rows = []
+def measure_all(options: argparse.Namespace) -> None:
+    """Measure and write the rows one by one; at the end, however it comes, print the table.
+
+    Raises:
+        InputError: a preset or device is not there; nothing was measured.
+    """
+    models = [preset(name) for name in options.presets]
     with joined(options.device, 60.0) as world:
-        for name in options.presets:
-            rows += [measure(name, precision, options, world) for precision in options.precisions]
         gpu = torch.cuda.get_device_name() if world.device.type == "cuda" else None
-    content = {"gpu": gpu, "conditions": conditions(), "rows": rows}
-    folder = Path(options.results or HERE / "results")
-    name = "training.json" if gpu else "training_cpu.json"
-    (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+        file = options.results / ("training.json" if gpu else "training_cpu.json")
+        results = Results(file, {**conditions(), "gpu": gpu}, IDENTITY, SAME_MACHINE)
+        try:
+            for precision in options.precisions:
+                for config in models:
+                    results.add(measure(config, precision, options, world))
+        finally:
+            print("\n".join(table(results.rows)), flush=True)
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows as Markdown."""
     head = ["preset", "precision", "batch", "pairs/s, device", "pairs/s, loop", "peak GiB"]
     body = [
         [
@@ -145,7 +164,30 @@ def main() -> int:
         ]
         for row in rows
     ]
-    print("\n".join(markdown(head, body)))
+    return markdown(head, body)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--presets", nargs="+", default=["tiny", "base", "small"])
+    parser.add_argument(
+        "--precisions", nargs="+", choices=("bf16", "fp32"), default=["bf16", "fp32"]
+    )
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--products", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of measuring each figure")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--results", type=Path, default=Path(os.environ.get("RESULTS_DIR") or HERE / "results")
+    )
+    try:
+        measure_all(parser.parse_args(arguments))
+    except TigerfgError as error:
+        print(" ".join(str(error).split()))
+        return 1
+    except KeyboardInterrupt:
+        print("cut off: what is missing can be added with --presets and --precisions")
+        return 1
     return 0
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tigerfg.errors import InputError
-from tigerfg.training import prepare
 from tigerfg.training.pool import Pool
 from tigerfg.training.prepare import rendered_pool
 
@@ -35,9 +34,8 @@ def test_rendered_pool_is_the_same_for_any_number_of_workers() -> None:
     assert all(one.anchors)
 
 
-def test_chunks_cover_all_products_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "CHUNK", 3)
-    pool = rendered_pool(7, 3, 16, 32, views=1, cluttered=1)
+def test_chunks_cover_all_products_in_order() -> None:
+    pool = rendered_pool(7, 3, 16, 32, views=1, cluttered=1, chunk=3)
     assert pool.crop_products.tolist() == list(range(7))
     assert pool.scene_products.tolist() == [i for i in range(7) for _ in range(2)]
     for product, other in zip(pool.scene_products[1::2], pool.other_products[1::2], strict=True):

@@ -26,7 +26,7 @@ from tigerfg.images import letterbox
 from tigerfg.training.pool import ARRAYS, Pool
 from tigerfg.training.texts import anchor_words, text_variants
 
-CHUNK = 200  # products that are rendered together; distractors come from the same chunk
+CHUNK = 200  # products that are rendered together
 POSES = 4  # in cluttered pictures of a chunk a product has as many cut-outs, used again
 
 
@@ -123,10 +123,15 @@ def rendered_pool(
     views: int = 3,
     cluttered: int = 2,
     workers: int = 1,
+    chunk: int = CHUNK,
 ) -> Pool:
     """Render n products: `views` query crops, one standard and `cluttered` cluttered pictures each.
 
     Deterministic by seed, whatever the number of workers.
+
+    Args:
+        chunk: products that one process renders together; those beside a product in its cluttered
+            pictures come from the same chunk.
 
     Raises:
         InputError: n or views is below 1.
@@ -135,7 +140,7 @@ def rendered_pool(
         raise InputError(f"products: {n} rendered products of {views} views; give at least 1 each")
     products = _products(n, seed)
     index = {product.product_id: i for i, product in enumerate(products)}
-    count = -(-n // CHUNK)
+    count = -(-n // chunk)
     chunks = [range(n * k // count, n * (k + 1) // count) for k in range(count)]
     work = partial(
         _render_chunk,
