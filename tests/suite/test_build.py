@@ -107,6 +107,51 @@ def test_verify_names_what_is_wrong(suite, tmp_path):
     assert len(verify(tmp_path)) == 4
 
 
+def test_what_verify_says_mends_the_suite(suite, tmp_path):
+    shutil.copytree(suite, tmp_path, dirs_exist_ok=True)
+    shard, items = tmp_path / "train" / "00001.parquet", tmp_path / "standard" / "items.jsonl"
+    for path in (shard, items, next((tmp_path / "images" / "cluttered").iterdir())):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    again = "run the command that made the suite again"
+    assert [problem.rpartition(": ")[2] for problem in verify(tmp_path)] == [
+        f"delete it, then {again}",
+        f"delete it, then {again}",
+        f"delete images/, then {again}",
+    ]
+    with pytest.raises(
+        InputError, match=r"standard/items\.jsonl: not the file that was made: delete"
+    ):
+        build(tmp_path, small(PAIRS), workers=1)
+    shard.unlink()
+    items.unlink()
+    assert [problem.partition(": ")[2] for problem in verify(tmp_path)[:2]] == 2 * [
+        f"missing: {again}"
+    ]
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "eval-records").mkdir()  # as if killed right before it was removed
+    (tmp_path / "eval-records" / "00000.json").write_text("{}")
+    assert build(tmp_path, small(PAIRS), workers=1).made == 64
+    assert tree(tmp_path) == tree(suite)
+    assert verify(tmp_path) == []
+
+
+def test_evaluation_sets_are_made_again_after_a_stop_in_the_middle(suite, tmp_path):
+    shutil.copytree(suite, tmp_path, dirs_exist_ok=True)
+    for picture in (tmp_path / "images" / "queries").iterdir():
+        picture.unlink()
+
+    def stop(what: str, done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, small(PAIRS), workers=1, progress=stop)
+    assert not Manifest.load(tmp_path).complete
+    build(tmp_path, small(PAIRS), workers=1)
+    assert tree(tmp_path) == tree(suite)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -202,7 +247,9 @@ def test_interrupting_leaves_whole_files_only(tmp_path):
     names = [name for name in os.listdir(tmp_path / "train") if not name.endswith(".parquet")]
     assert names == []
     assert not Manifest.load(tmp_path).complete
-    assert verify(tmp_path) == ["the suite is not complete: run its command again"]
+    assert verify(tmp_path) == [
+        "the suite is not complete: run the command that made the suite again"
+    ]
 
 
 def test_evaluation_sets_are_what_the_readers_read(suite):

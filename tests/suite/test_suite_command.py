@@ -26,11 +26,15 @@ def test_build_again_verify_and_damage(tmp_path):
     assert "20 pairs of 3 products, 3 evaluation products in" in made.stdout
     assert "20 pairs made at " in made.stdout
     assert "GB a million" in made.stdout
+    assert "were there" not in made.stdout
+    size = (out / "train" / "00000.parquet").stat().st_size
+    assert f": {size / 1e6:.1f} MB of shards" in made.stdout
     settings = Manifest.load(out).settings
     assert (settings["wrong_text"], settings["items_per_product"]) == (0.5, 2)
     again = run(out, *SMALL, "--wrong-text", 0.5, "--items-per-product", 2)
     assert again.exit_code == 0
     assert "made at" not in again.stdout
+    assert "20 pairs in shards that were there, with the right size: --verify" in again.stdout
     assert "20 pairs in 1 shard and the evaluation sets are as" in run(out, "--verify").stdout
     other = run(out, *SMALL)
     assert other.exit_code == 1
@@ -39,6 +43,7 @@ def test_build_again_verify_and_damage(tmp_path):
     damaged = run(out, "--verify")
     assert damaged.exit_code == 1
     assert "standard/items.jsonl: its bytes differ" in damaged.stderr
+    assert "delete it, then run the command that made the suite again" in damaged.stderr
 
 
 def test_rows_of_a_catalogue_that_were_left_out_are_listed(tmp_path):

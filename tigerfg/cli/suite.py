@@ -95,17 +95,27 @@ def command(
     if report.rejected:
         rows = [(count, why, example) for why, (count, example) in report.rejected.items()]
         print_table("rows left out", ("rows", "reason", "first"), rows)
-    size = report.bytes / 1e9
     typer.echo(
         f"{plural(report.pairs, 'pair')} of {plural(report.products, 'product')}, "
-        f"{plural(evaluation, 'evaluation product')} in {shown_path(out)}: {size:.2f} GB of shards"
+        f"{plural(evaluation, 'evaluation product')} in {shown_path(out)}: "
+        f"{_shown_size(report.bytes)} of shards"
     )
+    if report.made < report.pairs:
+        typer.echo(
+            f"{plural(report.pairs - report.made, 'pair')} in shards that were there, with the "
+            "right size: --verify compares their bytes"
+        )
     if report.made:
         typer.echo(
             f"{plural(report.made, 'pair')} made at {report.made / report.shard_seconds:.0f} a "
-            f"second, {size / report.pairs * 1e6:.1f} GB a million; "
+            f"second, {report.bytes / report.pairs / 1e3:.1f} GB a million; "
             f"{time.perf_counter() - start:.0f} s in all"
         )
+
+
+def _shown_size(size: int) -> str:
+    """Bytes as `1.23 GB`, or as `4.5 MB` where that is less than one."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _verify(out: Path) -> None:

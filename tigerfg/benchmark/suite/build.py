@@ -14,7 +14,7 @@ from tigerfg.errors import InputError
 
 from . import cutouts
 from .catalog_source import CatalogSource
-from .evalset import assemble, chunk_path, chunk_products, chunks, make_chunk
+from .evalset import assemble, chunk_path, chunk_products, chunks, make_chunk, still_there
 from .files import remove_parts, sole_builder
 from .manifest import Manifest
 from .pairs import shard_pairs
@@ -105,7 +105,10 @@ def build(
 
 
 def _begin(out: Path, settings: Settings, source: Source, rejected: dict[str, int]) -> Manifest:
-    """The manifest of a new suite, or of the one that is there, with every whole shard in it."""
+    """The manifest of a new suite, or of the one that is there, with every whole shard in it.
+
+    A shard that is listed is whole if its size is right: `verify` reads it.
+    """
     wanted = Manifest.new(settings, source, rejected)
     if not (out / "manifest.json").exists():
         wanted.save(out)
@@ -135,6 +138,9 @@ def _make_evaluation(
     records = chunk_path(out, 0).parent
     if manifest.evaluation is not None:
         shutil.rmtree(records, ignore_errors=True)  # of a build killed right before it did so
+        if not still_there(manifest.evaluation, out):
+            manifest.evaluation = None
+            manifest.save(out)  # now, so that a build killed while it makes them goes on
     if manifest.evaluation is not None or not settings.eval_products:
         return
     for name in (*LAYOUTS, "queries"):

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .files import write_whole
+from tigerfg.errors import InputError
+
+from .files import sha256_file, write_whole
 from .pictures import item_picture, query_picture
 from .schema import LAYOUTS
 from .settings import Settings
@@ -118,6 +120,26 @@ def assemble(settings: Settings, out: Path) -> dict[str, Any]:
         "bytes": sum(size for size, _ in pictures.values()),
         "pictures_sha256": pictures_digest({name: sha for name, (_, sha) in pictures.items()}),
     }
+
+
+def still_there(evaluation: dict[str, Any], out: Path) -> bool:
+    """Whether no file of finished evaluation sets is missing; pictures are counted, not read.
+
+    Args:
+        evaluation: what `assemble` said about them.
+
+    Raises:
+        InputError: an items.jsonl or queries.jsonl is not the one that was made.
+    """
+    files = {out / name: sha256 for name, sha256 in evaluation["files"].items()}
+    there = [path for path in files if path.is_file()]
+    for path in there:
+        if sha256_file(path) != files[path]:
+            raise InputError(
+                f"{path}: not the file that was made: delete it, it will be made again"
+            )
+    pictures = sum(1 for _ in (out / "images").glob("*/*.jpg"))
+    return len(there) == len(files) and pictures >= evaluation["pictures"]
 
 
 def pictures_digest(hashes: dict[str, str]) -> str:

@@ -17,6 +17,7 @@ from .settings import Settings
 from .sources import Source
 
 FORMAT = "tigerfg-suite"
+AGAIN = "run the command that made the suite again"
 _WRITERS = ("numpy", "pillow", "pyarrow")  # the bytes of pictures and shards come from these
 
 
@@ -100,23 +101,26 @@ class Manifest:
 
 
 def verify(out: Path) -> list[str]:
-    """What is wrong with a finished suite, by its manifest's hashes; empty if nothing is."""
+    """What is wrong with a finished suite, by its manifest's hashes, and how to mend it; empty if
+    nothing is."""
     manifest = Manifest.load(out)
     expected = {shard["name"]: shard["sha256"] for shard in manifest.shards}
     evaluation = manifest.evaluation or {"files": {}}
     expected |= evaluation["files"]
-    problems = [] if manifest.complete else ["the suite is not complete: run its command again"]
+    problems = [] if manifest.complete else [f"the suite is not complete: {AGAIN}"]
     for name, sha256 in expected.items():
         if not (out / name).is_file():
-            problems.append(f"{name}: missing")
+            problems.append(f"{name}: missing: {AGAIN}")
         elif sha256_file(out / name) != sha256:
-            problems.append(f"{name}: its bytes differ from the manifest's sha256")
+            problems.append(
+                f"{name}: its bytes differ from the manifest's sha256: delete it, then {AGAIN}"
+            )
     if manifest.evaluation is not None:
         pictures = sorted((out / "images").glob("*/*.jpg"))
         found = {path.relative_to(out).as_posix(): sha256_file(path) for path in pictures}
         if pictures_digest(found) != evaluation["pictures_sha256"]:
             problems.append(
                 f"images: {len(found)} pictures, {evaluation['pictures']} expected; "
-                "one or more are missing or differ"
+                f"one or more are missing or differ: delete images/, then {AGAIN}"
             )
     return problems
