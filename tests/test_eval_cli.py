@@ -156,6 +156,13 @@ def test_wrong_usage(catalogue, args, words):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_a_directory_of_two_sets_is_told_which_to_give(catalogue):
+    result = run(catalogue)
+    assert result.exit_code == 1, result.output
+    assert f": give {catalogue}/cluttered or {catalogue}/standard" in result.stderr
+    assert "give" not in run(catalogue / "images").stderr
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -57,7 +57,12 @@ def read_queries(path: str | os.PathLike, on_reject: OnReject | None = None) -> 
     path = Path(path)
     file = _data_file(path, "queries")
     if file is None:
-        raise InputError(f"{path}: the directory has no queries.jsonl, .parquet or .csv")
+        inner = (folder for folder in sorted(path.iterdir()) if folder.is_dir())
+        there = " or ".join(str(folder) for folder in inner if _data_file(folder, "queries"))
+        raise InputError(
+            f"{path}: the directory has no queries.jsonl, .parquet or .csv"
+            + (f": give {there}" if there else "")
+        )
     return _unique(_rows(file), Query, file, on_reject)
 
 
