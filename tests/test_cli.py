@@ -467,6 +467,14 @@ def test_bad_train_configuration(tmp_path, text, message):
         train_config(file, "tiny", tmp_path / "out", {})
 
 
+def test_shards_that_cannot_be_trained_on_are_refused_at_once(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "wrong").mkdir()
+    result = run("train", "--shards", tmp_path / "wrong", "--out", tmp_path / "out")
+    assert_one_line(result, 1, "wrong: no suite: it has no manifest.json")
+    assert not (tmp_path / "out").exists()
+
+
 def test_render_does_not_overwrite(tmp_path):
     own = tmp_path / "items.jsonl"
     own.write_text('{"mine": 1}\n')

@@ -134,13 +134,15 @@ def train_config(
     """The training configuration: the preset or init's model, changed by the file and ``told``.
 
     Raises:
-        InputError: the file is no JSON object or has a field that does not exist; no such init.
+        InputError: the file is no JSON object or has a field that does not exist; no such init;
+            shards that cannot be trained on.
     """
     from tigerfg.errors import InputError
     from tigerfg.model.checkpoint import load_config
     from tigerfg.model.config import ModelConfig
     from tigerfg.model.config import preset as model_preset
     from tigerfg.training.config import LossWeights, Stage, TrainConfig
+    from tigerfg.training.shards import training_manifest
 
     try:
         values = json.loads(file.read_text(encoding="utf-8")) if file else {}
@@ -171,4 +173,7 @@ def train_config(
     for name in ("photos", "init", "shards"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
-    return TrainConfig(**{**values, **told}, out=out, model=ModelConfig.from_dict(model))
+    config = TrainConfig(**{**values, **told}, out=out, model=ModelConfig.from_dict(model))
+    if config.shards is not None:
+        training_manifest(config.shards)  # refused now, not after pictures were rendered
+    return config

@@ -70,15 +70,8 @@ class ShardPool:
         item_size: int,
         unknown_words: float = UNKNOWN_WORDS,
     ) -> None:
-        pair_schema()  # a missing pyarrow is told before the first batch
         self._directory = Path(directory)
-        manifest = Manifest.load(self._directory)
-        wanted = manifest.settings["pairs"]
-        if manifest.pairs != wanted or not wanted:
-            raise InputError(
-                f"{directory}: {manifest.pairs} of {wanted} training pairs are there: run the "
-                "command that builds the suite again"
-            )
+        manifest = training_manifest(self._directory)
         self.products: int = manifest.products
         self.skipped: Counter[str] = Counter()
         self.unknown_words = unknown_words
@@ -270,6 +263,24 @@ class ShardRows:
         """How many calls for this there were before."""
         self._calls[what] += 1
         return self._calls[what] - 1
+
+
+def training_manifest(directory: Path) -> Manifest:
+    """The manifest of a suite that can be trained on.
+
+    Raises:
+        InputError: no suite, an incomplete one, or one without training pairs.
+        MissingExtraError: pyarrow is not installed.
+    """
+    pair_schema()  # a missing pyarrow is told before the first batch
+    manifest = Manifest.load(directory)
+    wanted = manifest.settings["pairs"]
+    if manifest.pairs != wanted or not wanted:
+        raise InputError(
+            f"{directory}: {manifest.pairs} of {wanted} training pairs are there: run the "
+            "command that builds the suite again"
+        )
+    return manifest
 
 
 def _lengths(rows: int) -> np.ndarray:
