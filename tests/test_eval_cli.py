@@ -166,7 +166,7 @@ def test_a_directory_of_two_sets_is_told_which_to_give(catalogue):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--mode", "detect", "--box-iou", "1.5"], "IoU 1.5"),
+        (["--mode", "detect", "--box-iou", "1.5"], "IoU 1.5: give a number above 0, at most 1"),
         (["--plot", "p.bmp"], "must end in .png"),
     ],
 )

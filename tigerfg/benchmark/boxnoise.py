@@ -30,8 +30,7 @@ def noisy_box(
     Raises:
         InputError: the box is unusable or ``iou`` is out of range.
     """
-    if not 0 < iou <= 1:
-        raise InputError(f"box IoU {iou} is not in (0, 1]")
+    check_iou(iou)
     true = check_box(box, image_size)
     if iou == 1:
         return true
@@ -53,6 +52,12 @@ def noisy_box(
         if abs(box_iou(found, true) - iou) < 1e-6:
             return found
     return _shrunk(true, iou, rng)
+
+
+def check_iou(iou: float) -> None:
+    """Raise InputError where ``iou`` is not in (0, 1]."""
+    if not 0 < iou <= 1:
+        raise InputError(f"box IoU {iou}: give a number above 0, at most 1")
 
 
 def noise_of(item_id: str, seed: int) -> np.random.Generator:

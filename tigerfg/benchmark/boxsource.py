@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tigerfg.benchmark.boxnoise import noise_of, noisy_box
+from tigerfg.benchmark.boxnoise import check_iou, noise_of, noisy_box
 from tigerfg.benchmark.pictures import stored_picture
 from tigerfg.boxes import parse_box
 from tigerfg.catalog import Item
@@ -39,8 +39,7 @@ def noisy_boxes(iou: float, seed: int = 0) -> BoxSource:
     Raises:
         InputError: ``iou`` is not in (0, 1].
     """
-    if not 0 < iou <= 1:
-        raise InputError(f"box IoU {iou} is not in (0, 1]")
+    check_iou(iou)
 
     def box_of(item: Item) -> Box | None:
         picture = stored_picture(item.image)
