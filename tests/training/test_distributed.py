@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tigerfg.training.distributed import cores_of_rank
 from tigerfg.training.loop import start_model
+from tigerfg.training.prefetch import worker_count
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
 PROGRAM = tiny_run.__file__
@@ -90,6 +92,14 @@ def assert_same_losses(ours: Path, theirs: Path) -> None:
     assert len(curves) == 2 * len(tiny_run.STAGES)
     for row, other in curves:
         assert row == pytest.approx(other, abs=3e-4)
+
+
+def test_a_rank_has_a_core_where_there_are_more_ranks_than_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100000")
+    assert cores_of_rank() == 1
+    assert worker_count(None, torch.device("cuda")) == 0
 
 
 def test_two_ranks_train_like_one_process(one_rank: Path, two_ranks: Path) -> None:

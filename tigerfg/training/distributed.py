@@ -27,8 +27,9 @@ SETUP_HOURS = 24  # ranks wait this long for the first one to make the training 
 
 
 def cores_of_rank() -> int:
-    """This machine's cores that fall to one of the ranks on it."""
-    return len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """This machine's cores that fall to one of the ranks on it, at least 1."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, cores)
 
 
 @dataclass(frozen=True)

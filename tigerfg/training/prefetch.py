@@ -24,8 +24,7 @@ def worker_count(asked: int | None, device: torch.device) -> int:
     """How many processes make batches; unless told none on the CPU, which trains with its cores."""
     if asked is not None:
         return asked
-    spare = cores_of_rank() - 1
-    return max(0, min(spare, MOST_WORKERS)) if device.type == "cuda" else 0
+    return min(cores_of_rank() - 1, MOST_WORKERS) if device.type == "cuda" else 0
 
 
 class Prefetched:
