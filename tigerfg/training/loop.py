@@ -53,7 +53,7 @@ def train(config: TrainConfig, resume: bool = False, show_progress: bool = True)
         raise InputError(f"out: {config.out} {wrong}")
     if resume:
         check_recipe(load_progress(file).recipe, recipe_of(config))
-    torch.set_num_threads(config.threads or max(1, cores_of_rank()))
+    torch.set_num_threads(config.threads or cores_of_rank())
     Path(config.out).mkdir(parents=True, exist_ok=True)
     with joined(config.device, config.rank_timeout) as world:
         run = _Run(config, world, show_progress and world.first)
