@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -226,22 +227,31 @@ def test_losses_of_weight_zero_are_not_in_the_log(finished: dict[str, Path], out
     assert set(log(out)[0]) == {"stage", "step", "nce"}
 
 
-def test_loss_that_is_not_finite_ends_the_run_which_can_be_resumed(
-    out: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("first", [True, False], ids=["first stage", "later stage"])
+def test_a_run_that_diverges_says_which_run_does_not(
+    out: Path, tmp_path: Path, pools: Path, first: bool
 ) -> None:
-    original = loop.step_gradients
+    wild = Stage("regions", 8, 10, 1e18, matrix_lr=1e18)
+    before = () if first else STAGES[:1]
+    with pytest.raises(TigerfgError, match=r"stage regions, step \d: \w+ is (nan|inf)") as caught:
+        train(config(out, stages=(*before, wild)), show_progress=False)
+    assert load_progress(out / STATE).stage == len(before)
+    advice = str(caught.value).partition(": begin a run in another directory with ")[2]
+    assert advice.startswith("a lr below 1e+18 and a matrix_lr below 1e+18")
+    init = re.search(r"--init (\S+) ", advice)
+    assert (init is None) == first
+    assert "fp32" not in advice  # which it is in already
+    tame = dataclasses.replace(wild, lr=1e-3, matrix_lr=0.01)
+    start = {} if init is None else {"init": Path(init[1])}
+    other = fresh(tmp_path / "other", pools)
+    train(config(other, stages=(tame,), **start), show_progress=False)
+    assert all(torch.isfinite(value).all() for value in weights(other).values())
 
-    def diverged(trainee: Trainee, stage: object, step: int, *rest: object) -> dict[str, Tensor]:
-        losses = original(trainee, stage, step, *rest)
-        return {name: loss / (0.0 if step == 2 else 1.0) for name, loss in losses.items()}
 
-    monkeypatch.setattr(loop, "step_gradients", diverged)
-    with pytest.raises(TigerfgError, match=r"stage crops, step 2: nce is inf; .* lower lr"):
-        train(config(out), show_progress=False)
-    assert load_progress(out / STATE).step == 2
-    monkeypatch.undo()
-    train(config(out), resume=True, show_progress=False)
-    assert all(torch.isfinite(value).all() for value in weights(out).values())
+def test_a_run_that_diverges_in_bf16_is_told_of_fp32(out: Path) -> None:
+    wild = Stage("crops", 8, 10, 1e18, matrix_lr=1e18)
+    with pytest.raises(TigerfgError, match="or with precision fp32"):
+        train(config(out, stages=(wild,), precision="bf16"), show_progress=False)
 
 
 def test_gradient_that_is_not_finite_ends_the_run(

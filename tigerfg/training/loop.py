@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tigerfg.errors import InputError, TigerfgError
 from tigerfg.model.checkpoint import load_checkpoint, save_checkpoint
@@ -147,7 +147,12 @@ class _Run:
                 )
                 world.sum_gradients(trained)
                 norm = torch.nn.utils.clip_grad_norm_(trained, CLIP)
-                values = _finite(losses, norm, stage, step)
+                values = {name: loss.item() for name, loss in losses.items()}
+                if bad := _not_finite({**values, "gradient": norm.item()}):
+                    raise TigerfgError(
+                        f"stage {stage.kind}, step {step}: {bad}; nothing of this step was saved, "
+                        f"and --resume would come to the same: {self._other_run(stage)}"
+                    )
                 set_rate(optimizer, stage, step)
                 optimizer.step()
                 if teacher is not None:
@@ -223,6 +228,17 @@ class _Run:
         values = {name: round(value, 2) for name, value in scores.items()}
         self.journal.write(stage, number, self.progress.step, self.progress.seconds, values)
 
+    def _other_run(self, stage: Stage) -> str:
+        """What to do when a stage has diverged: a resumed run keeps its rates and precision, so it
+        takes another run to change them."""
+        advice = f"begin a run in another directory with a lr below {stage.lr:g} and a matrix_lr "
+        advice += f"below {stage.matrix_lr:g}"
+        if self.progress.precision != "fp32":
+            advice += ", or with precision fp32"
+        if self.progress.stage > 0 and self.progress.step > 0:  # what it began with was good
+            advice += f"; --init {self.out / 'checkpoint'} goes on from the last whole stage"
+        return advice
+
     def _save(self, optimizer: Optimizer, teacher: Teacher | None) -> None:
         if not self.world.first:
             return
@@ -231,21 +247,9 @@ class _Run:
         save_state(self.state, self.trainee, optimizer, teacher, self.progress)
 
 
-def _finite(losses: dict[str, Tensor], norm: Tensor, stage: Stage, step: int) -> dict[str, float]:
-    """The losses as numbers.
-
-    Raises:
-        TigerfgError: one of them, or the norm of the gradient, is not finite.
-    """
-    values = {name: loss.item() for name, loss in losses.items()}
-    bad = {**values, "gradient": norm.item()}
-    for name, value in bad.items():
-        if not -float("inf") < value < float("inf"):
-            raise TigerfgError(
-                f"stage {stage.kind}, step {step}: {name} is {value}; nothing of this step was "
-                f"saved: go on with --resume and a lower lr than {stage.lr:g} or precision fp32"
-            )
-    return values
+def _not_finite(values: dict[str, float]) -> str | None:
+    """The first of the values that is no finite number, as "name is value"."""
+    return next((f"{k} is {v}" for k, v in values.items() if not math.isfinite(v)), None)
 
 
 def start_model(config: TrainConfig) -> TigerFG:
