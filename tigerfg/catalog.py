@@ -45,7 +45,7 @@ def read_items(path: str | os.PathLike, on_reject: OnReject | None = None) -> It
         InputError: the path cannot be read, or, without ``on_reject``, a record cannot be used.
     """
     path = Path(path)
-    file = _data_file(path, "items")
+    file = record_file(path, "items")
     if file is None:
         return _report_textless(_unique(_image_folder(path), Item, path, on_reject), path)
     return _report_textless(_unique(_rows(file), Item, file, on_reject), file)
@@ -55,7 +55,7 @@ def read_queries(path: str | os.PathLike, on_reject: OnReject | None = None) -> 
     """Read queries as `read_items` reads items; a directory must have queries.jsonl, .parquet or
     .csv."""
     path = Path(path)
-    file = _data_file(path, "queries")
+    file = record_file(path, "queries")
     if file is None:
         inner = (folder for folder in sorted(path.iterdir()) if folder.is_dir())
         there = " or ".join(str(folder) for folder in inner if _data_file(folder, "queries"))
@@ -66,8 +66,9 @@ def read_queries(path: str | os.PathLike, on_reject: OnReject | None = None) -> 
     return _unique(_rows(file), Query, file, on_reject)
 
 
-def _data_file(path: Path, stem: str) -> Path | None:
-    """The file to read; None for a directory without one."""
+def record_file(path: Path, stem: str) -> Path | None:
+    """The file that `read_items` (stem "items") or `read_queries` ("queries") reads; None for a
+    directory without one."""
     if path.is_dir():
         candidates = (path / f"{stem}{suffix}" for suffix in _READERS)
         return next((file for file in candidates if file.is_file()), None)
@@ -79,6 +80,16 @@ def _data_file(path: Path, stem: str) -> Path | None:
             "or a directory"
         )
     return path
+
+
+def picture_files(path: Path, stem: str) -> Iterator[str]:
+    """Paths of the pictures that the records name, in their order; not all need be there."""
+    file = record_file(path, stem)
+    folder = path if path.is_dir() else path.parent
+    for _, row in _image_folder(path) if file is None else _rows(file):
+        image = row.get("image") if isinstance(row, dict) else None
+        if isinstance(image, str) and image:
+            yield _resolve(image, folder.absolute())
 
 
 def _rows(file: Path) -> Iterator[Row]:

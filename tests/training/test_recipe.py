@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import tiny_run
 from safetensors.torch import save_file
 from tiny_run import MODEL, STAGES, config
 
+from tigerfg.benchmark.suite import Manifest
 from tigerfg.errors import InputError
 from tigerfg.training import loop
-from tigerfg.training.config import LossWeights
+from tigerfg.training.config import LossWeights, TrainConfig
 from tigerfg.training.loop import train
 from tigerfg.training.recipe import check_recipe, recipe_of
 from tigerfg.training.state import STATE, load_progress
@@ -28,10 +30,10 @@ OTHER = {
     "seed": {"seed": 1},
     "products": {"products": 7},
     "product_seed": {"product_seed": 7},
-    "photos": {"photos": Path("shop")},
+    "photos": {"photos": Path("there/shop")},
     "photos_split": {"photos_split": "val"},
     "photo_share": {"photo_share": 0.5},
-    "shards": {"shards": Path("data/suite")},
+    "shards": {"shards": Path("there/suite")},
     "init": {"init": Path("checkpoint")},
     "pretrained": {"pretrained": True},
     "teacher": {"teacher": "ema"},
@@ -48,7 +50,25 @@ SAME: dict[str, Any] = {
 }
 
 
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with there/shop of two photos and there/suite."""
+    monkeypatch.chdir(tmp_path)
+    shop = tmp_path / "there" / "shop"
+    shop.mkdir(parents=True)
+    lines = [json.dumps({"item_id": name, "image": f"{name}.png", "title": "mug"}) for name in "ab"]
+    (shop / "items.jsonl").write_text("\n".join(lines))
+    (shop / "queries.jsonl").write_text('{"query_id": "q", "image": "q.png"}\n')
+    for name in "abq":
+        (shop / f"{name}.png").write_bytes(name.encode())
+    manifest = Manifest({}, {}, 3, shards=[{"name": "0", "sha256": "ab"}])
+    (tmp_path / "there" / "suite").mkdir()
+    manifest.save(tmp_path / "there" / "suite")
+    return tmp_path
+
+
 @pytest.mark.parametrize("field", OTHER)
+@pytest.mark.usefixtures("data")
 def test_the_field_that_differs_is_named(field: str) -> None:
     saved = json.loads(json.dumps(recipe_of(config(Path("run")))))
     check_recipe(saved, recipe_of(config(Path("run"))))
@@ -56,12 +76,44 @@ def test_the_field_that_differs_is_named(field: str) -> None:
         check_recipe(saved, recipe_of(config(Path("run"), **OTHER[field])))
 
 
-def test_what_does_not_define_the_run_may_change() -> None:
-    there, here = Path("there/shop"), Path("here/shop")
-    check_recipe(
-        recipe_of(config(Path("run"), photos=there, init=there, shards=there)),
-        recipe_of(config(**SAME, photos=here, init=here, shards=here)),
-    )
+def test_what_does_not_define_the_run_may_change(data: Path) -> None:
+    shutil.copytree(data / "there", data / "here")
+    check_recipe(recipe_of(_with("there")), recipe_of(_with("here", **SAME)))
+
+
+def _with(data: str, **changes: Any) -> TrainConfig:
+    there = Path(data)
+    settings = {"photos": there / "shop", "init": there / "shop", "shards": there / "suite"}
+    return config(**{"out": Path("run"), **settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "field"),
+    [
+        ("shop/items.jsonl", '{"item_id": "a", "image": "a.png", "title": "cup"}', "photos"),
+        ("shop/queries.jsonl", "", "photos"),
+        ("shop/a.png", "repaired", "photos"),
+        ("shop/q.png", "repaired", "photos"),
+        ("suite/manifest.json", None, "shards"),
+    ],
+)
+def test_data_that_changed_since_are_refused(
+    data: Path, file: str, text: str | None, field: str
+) -> None:
+    saved = recipe_of(_with("there"))
+    if text is None:
+        shards = [{"name": "0", "sha256": "cd"}]
+        Manifest({}, {}, 3, shards=shards).save(data / "there" / "suite")
+    else:
+        (data / "there" / file).write_text(text)
+    with pytest.raises(InputError, match=f"resume: {field} is .* with data .*, and was "):
+        check_recipe(saved, recipe_of(_with("there")))
+
+
+def test_data_that_are_gone_are_named(data: Path) -> None:
+    shutil.rmtree(data / "there" / "shop")
+    with pytest.raises(InputError, match="shop: no such file or directory"):
+        recipe_of(_with("there"))
 
 
 def test_resume_with_another_recipe_is_refused_before_anything_is_touched(

@@ -15,7 +15,7 @@ from tigerfg.training.batches import BatchMaker
 from tigerfg.training.card import HELD_OUT
 from tigerfg.training.config import TrainConfig
 from tigerfg.training.distributed import World
-from tigerfg.training.photos import photo_pool
+from tigerfg.training.photos import photo_pool, photos_digest
 from tigerfg.training.pool import Pool
 from tigerfg.training.prepare import rendered_pool
 from tigerfg.training.sources import Source
@@ -67,13 +67,17 @@ class Inputs:
 
 
 def pool_names(config: TrainConfig) -> dict[str, str]:
-    """Kind of pool -> its folder under `out/pools`: named by all that it is made from, so that
-    runs can share pools and none takes another's."""
+    """Kind of pool -> its folder under `out/pools`: named by all that it is made from, photos by
+    what they hold (`photos_digest`), so that runs can share pools and none takes another's.
+
+    Raises:
+        InputError: there are no photos to read.
+    """
     sizes = f"{config.model.query_size}-{config.model.item_size}"
     names = {}
     if config.photos is not None:  # first: what is wrong with them is told before minutes pass
-        folder = Path(config.photos).resolve().name
-        names["photos"] = f"photos-{folder}-{config.photos_split}-{config.product_seed}-{sizes}"
+        held = f"{config.photos.resolve().name}-{photos_digest(config.photos)}"
+        names["photos"] = f"photos-{held}-{config.photos_split}-{config.product_seed}-{sizes}"
     if config.shards is None:
         names["rendered"] = f"rendered-{config.products}-{config.product_seed}-{sizes}"
     names["held_out"] = f"held_out-{_held_out(config)}-{_held_out_seed(config)}-{sizes}"

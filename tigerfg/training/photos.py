@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -18,7 +19,16 @@ from PIL import Image, ImageOps
 from tigerfg.benchmark.pictures import stored_picture
 from tigerfg.benchmark.render import Distractors, compose_scene
 from tigerfg.benchmark.suite.cutouts import cut_out
-from tigerfg.catalog import Item, Query, Rejected, read_items, read_queries
+from tigerfg.benchmark.suite.files import sha256_file
+from tigerfg.catalog import (
+    Item,
+    Query,
+    Rejected,
+    picture_files,
+    read_items,
+    read_queries,
+    record_file,
+)
 from tigerfg.decoding import ImageSource
 from tigerfg.errors import InputError
 from tigerfg.images import check_box, load_image
@@ -128,16 +138,48 @@ def photo_pool(
     return make_pool([builder.arrays()], texts, anchors, [-1] * len(kept), skipped)
 
 
+def photos_digest(directory: Path) -> str:
+    """Short digest of what `photo_pool` reads: the records' files in full, and the names and sizes
+    of their pictures. A directory keeps it when it is moved or copied with its pictures.
+
+    Raises:
+        InputError: there is nothing to read.
+    """
+    digest = hashlib.sha256()
+    for layout, folder in _layouts(directory).items():
+        for stem in ("items", "queries"):
+            file = record_file(folder, stem)
+            if file is not None:
+                digest.update(f"{layout} {stem} {sha256_file(file)}\n".encode())
+            elif stem == "queries":
+                continue  # a folder needs none; that without a file of items is one of pictures
+            for picture in picture_files(folder, stem):
+                told = f"{os.path.basename(picture)} {_size(picture)}\n"
+                digest.update(told.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:12]
+
+
+def _size(file: str) -> int:
+    """Bytes of a file, -1 where there is none."""
+    try:
+        return os.path.getsize(file)
+    except (OSError, ValueError):  # the name may be one that no file can have
+        return -1
+
+
+def _layouts(directory: Path) -> dict[str, Path]:
+    """Layout -> its catalogue directory; "" where the directory itself is one."""
+    parts = {layout: directory / layout for layout in ("standard", "cluttered")}
+    return {layout: path for layout, path in parts.items() if path.is_dir()} or {"": directory}
+
+
 class _Reader:
     """Reads the records and pictures of a directory; counts what cannot be used."""
 
     def __init__(self, directory: Path, split: str, longest: int) -> None:
         self.skipped: Counter[str] = Counter()
         self._split, self._longest = split, longest
-        parts = {layout: directory / layout for layout in ("standard", "cluttered")}
-        self._folders = {layout: path for layout, path in parts.items() if path.is_dir()}
-        if not self._folders:
-            self._folders = {"": directory}
+        self._folders = _layouts(directory)
         self._products: dict[str, _Product] = {}
         self._product_of: dict[str, _Product] = {}  # by item id
 
@@ -158,7 +200,7 @@ class _Reader:
         """Queries of all layouts; the same query may stand beside each of them."""
         seen: set[str] = set()
         for folder in self._folders.values():
-            if not any(folder.glob("queries.*")):
+            if record_file(folder, "queries") is None:
                 continue
             for query in read_queries(folder, self._reject):
                 if query.query_id not in seen and self._wanted(query):

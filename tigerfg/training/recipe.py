@@ -9,6 +9,8 @@ from typing import Any
 
 from tigerfg.errors import InputError
 from tigerfg.training.config import TrainConfig
+from tigerfg.training.photos import photos_digest
+from tigerfg.training.shards import manifest_digest
 
 FIELDS = (
     "model",
@@ -33,9 +35,17 @@ FIELDS = (
 def recipe_of(config: TrainConfig) -> dict[str, Any]:
     """What a run's result depends on, but for precision, as JSON holds it.
 
-    Of directories it is the name: a run may be moved together with its data.
+    Of directories it is the name, with a digest of the data: a run may be moved together with its
+    data, which must stay what they were.
+
+    Raises:
+        InputError: the data are not there.
     """
     values = dataclasses.asdict(config)
+    if config.photos is not None:
+        values["photos"] = _held(config.photos, photos_digest(config.photos))
+    if config.shards is not None:
+        values["shards"] = _held(config.shards, manifest_digest(config.shards))
     return json.loads(json.dumps({name: values[name] for name in FIELDS}, default=_name))
 
 
@@ -53,6 +63,10 @@ def check_recipe(saved: dict[str, Any], asked: dict[str, Any]) -> None:
                 f"resume: {field} is {given}, and was {was} when the run began; resume it as it "
                 "was, or start another in a new directory"
             )
+
+
+def _held(path: Path, digest: str) -> str:
+    return f"{_name(path)} with data {digest}"
 
 
 def _name(path: Path) -> str:

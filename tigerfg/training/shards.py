@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +27,17 @@ from tigerfg.training.texts import (
 )
 
 _OPEN_SHARDS = 32  # files, each with half a megabyte of footer in memory
+
+
+def manifest_digest(directory: Path) -> str:
+    """Short digest of a suite's training pairs: of what the manifest says of every shard.
+
+    Raises:
+        InputError: no suite.
+    """
+    manifest = Manifest.load(directory)
+    told = json.dumps([manifest.products, manifest.shards])
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
