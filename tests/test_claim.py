@@ -24,7 +24,7 @@ from claim_report import write_report
 from tigerfg.benchmark.suite import Settings, build
 from tigerfg.errors import InputError
 from tigerfg.training.box_head import train_box_head
-from tigerfg.training.config import KINDS, Stage
+from tigerfg.training.config import Stage
 
 MODEL = replace(tiny_run.MODEL, name="small")
 VARIANTS = ("tiger", "clip")
@@ -50,7 +50,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(claim, "train", noted)
     monkeypatch.setattr(claim, "preset", lambda name: MODEL)
-    crops, regions, mapped, joint = (Stage(k, 1, 8, 1e-3) for k in KINDS)
+    crops, regions, mapped, joint = (
+        Stage(k, 1, 8, 1e-3) for k in ("crops", "regions", "map", "joint")
+    )
     monkeypatch.setitem(claim.RECIPES, "short", claim.Recipe((crops, regions), mapped, joint, 1))
     monkeypatch.setattr(
         claim_evaluation,

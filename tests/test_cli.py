@@ -444,17 +444,62 @@ def test_train_configuration(tmp_path):
     assert train_config(None, "tiny", tmp_path, further).model.name == "tiny"
 
 
+def stages(**change):
+    """A configuration of two stages, the second one changed."""
+    stage = {"kind": "crops", "steps": 1, "batch": 2, "lr": 0.1}
+    return json.dumps({"stages": [stage, {**stage, **change}]})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "no JSON"),
         ("[]", "no JSON object"),
-        ('{"speed": 1}', "unknown setting speed"),
-        ('{"out": "x"}', "unknown setting out"),
-        ('{"weights": {"joy": 1}}', "joy"),
-        ('{"model": {"colour": 1}}', "colour"),
-        ('{"model": {"colours": {"red": 1}}}', "colours"),
+        ('{"speed": 1}', "^speed: there is no such setting; choose among .* products, "),
+        ('{"out": "x"}', "^out: .*--out"),
+        ('{"weights": {"mapp": 1}}', "^weights.mapp: there is no such setting; .* map, "),
+        ('{"weights": {"map": "x"}}', "^weights.map: 'x'; give a number, 0 or more"),
+        ('{"weights": {"map": -1}}', "^weights.map: -1; give a number, 0 or more"),
+        ('{"weights": 3}', "^weights: 3; give an object"),
+        ('{"model": {"colour": 1}}', "^model.colour: there is no such setting"),
+        ('{"model": {"colours": {"red": 1}}}', "^model.colours: there is no such setting"),
+        ('{"model": {"vision": {"depht": 3}}}', "^model.vision.depht: there is no such .* depth, "),
+        ('{"model": {"vision": {"depth": "x"}}}', "^model.vision.depth: 'x'; give a whole number"),
+        ('{"model": {"vision": {"patch": 0}}}', "^model.vision.patch: 0; give a whole number, 1"),
+        ('{"model": {"vision": 3}}', "^model.vision: 3; give an object"),
+        ('{"model": {"name": {"x": 1}}}', "^model.name: {'x': 1}; give a string"),
+        ('{"model": {"mean": [0, 1]}}', r"^model.mean: \[0, 1\]; give a list of 3"),
+        ('{"model": {"grounding": {"heads": 7}}}', "^model.grounding.heads: 7 does not divide"),
         ('{"model": "tiny"}', "model is no JSON object"),
+        ('{"validate_every": "x"}', "^validate_every: 'x'; give a whole number, 1 or more"),
+        ('{"micro_batch": "4"}', "^micro_batch: '4'; give a whole number, 1 or more"),
+        ('{"photo_share": "x"}', "^photo_share: 'x'; give a number from 0 to 1"),
+        ('{"products": "abc"}', "^products: 'abc'; give a whole number, 1 or more"),
+        ('{"products": true}', "^products: True; give a whole number, 1 or more"),
+        ('{"products": null}', "^products: None; give a whole number, 1 or more"),
+        ('{"photos": 3}', "^photos: 3; give a path"),
+        ('{"init": 3}', "^init: 3; give a path"),
+        ('{"pretrained": 1}', "^pretrained: 1; give true or false"),
+        ('{"precision": "fp8"}', "^precision: 'fp8'; give auto, fp32 or bf16"),
+        ('{"seed": -1}', "^seed: -1; give a whole number from 0"),
+        ('{"seed": "a"}', "^seed: 'a'; give a whole number from 0"),
+        ('{"seed": 9223372036854775808}', "^seed: 9223372036854775808; give a whole number from 0"),
+        ('{"save_seconds": "x"}', "^save_seconds: 'x'; give a number, 0 or more"),
+        ('{"save_seconds": NaN}', "^save_seconds: nan; give a number, 0 or more"),
+        ('{"save_seconds": 1e999}', "^save_seconds: inf; give a number, 0 or more"),
+        ('{"threads": 0}', "^threads: 0; give a whole number, 1 or more"),
+        ('{"stages": []}', "^stages: there are none; give at least one"),
+        ('{"stages": {}}', "^stages: {}; give a list"),
+        ('{"stages": ["joint"]}', "^stages.0: 'joint'; give an object"),
+        ('{"stages": [{"kind": "map"}]}', "^stages.0.steps: it is missing; give a whole number"),
+        (stages(kind="crop"), "^stages.1.kind: 'crop'; give crops, regions, map or joint"),
+        (stages(kind=["map"]), r"^stages.1.kind: \['map'\]; give crops, regions, map or joint"),
+        (stages(lr="0.1"), "^stages.1.lr: '0.1'; give a number, 0 or more"),
+        (stages(lr=-1), "^stages.1.lr: -1; give a number, 0 or more"),
+        (stages(lr=10**400), "^stages.1.lr: 10{70,}[.]{3}; give a number, 0 or more"),
+        (stages(matrix_lr=-0.1), "^stages.1.matrix_lr: -0.1; give a number, 0 or more"),
+        (stages(batch=4.5), "^stages.1.batch: 4.5; give a whole number, 1 or more"),
+        (stages(rate=1), "^stages.1.rate: there is no such setting; choose among kind, steps, "),
     ],
 )
 def test_bad_train_configuration(tmp_path, text, message):
@@ -464,7 +509,7 @@ def test_bad_train_configuration(tmp_path, text, message):
     file = tmp_path / "train.json"
     file.write_text(text)
     with pytest.raises(InputError, match=message):
-        train_config(file, "tiny", tmp_path / "out", {})
+        train_config(file, "tiny" if "init" not in text else None, tmp_path / "out", {})
 
 
 def test_shards_that_cannot_be_trained_on_are_refused_at_once(tmp_path):

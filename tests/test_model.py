@@ -301,17 +301,19 @@ def test_unsuitable_configurations_are_refused():
         replace(CONV, grounding=GroundingConfig(heads=7))
     with pytest.raises(InputError, match="query_size: 33"):
         replace(CONV, query_size=33)
-    with pytest.raises(InputError, match=r"pool: 'max' is unknown; choose mean or attention"):
+    with pytest.raises(InputError, match="pool: 'max'; give mean or attention"):
         replace(CONV, pool="max")
     with pytest.raises(InputError, match="item_tower: 'local'"):
         replace(CONV, item_tower="local")
     for wrong in ({"heads": 0}, {"queries_per_head": 0}):
-        with pytest.raises(InputError, match=rf"grounding\.{next(iter(wrong))}: 0"):
+        with pytest.raises(
+            InputError, match=f"^{next(iter(wrong))}: 0; give a whole number, 1 or more"
+        ):
             GroundingConfig(**wrong)
     for wrong in ({"guidance": "none"}, {"token_pooling": "never"}):
-        with pytest.raises(InputError, match=rf"grounding\.{next(iter(wrong))}: '"):
+        with pytest.raises(InputError, match=f"^{next(iter(wrong))}: '"):
             GroundingConfig(**wrong)
-    with pytest.raises(InputError, match=r"grounding\.token_pooling: .* choose before"):
+    with pytest.raises(InputError, match=r"^token_pooling: .* choose before"):
         GroundingConfig(guidance="learned", token_pooling="after")
     with pytest.raises(InputError, match=r"vision\.patch"):
         build_backbone(VisionConfig(patch=16))

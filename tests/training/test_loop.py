@@ -356,7 +356,7 @@ def test_wrong_settings_name_the_field(change: dict[str, object], field: str) ->
 
 @pytest.mark.parametrize("values", [("crop", 1, 1), ("crops", 0, 1), ("map", 1, 0)])
 def test_wrong_stages_are_refused(values: tuple[str, int, int]) -> None:
-    with pytest.raises(InputError, match=r"^stages: "):
+    with pytest.raises(InputError, match=r"^(kind|steps|batch): .*; give "):
         Stage(*values, lr=1e-3)
 
 

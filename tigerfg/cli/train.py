@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -134,14 +133,14 @@ def train_config(
     """The training configuration: the preset or init's model, changed by the file and ``told``.
 
     Raises:
-        InputError: the file is no JSON object or has a field that does not exist; no such init;
-            shards that cannot be trained on.
+        InputError: the file is no JSON object, or a field does not exist or has a wrong value; no
+            such init; shards that cannot be trained on.
     """
     from tigerfg.errors import InputError
     from tigerfg.model.checkpoint import load_config
-    from tigerfg.model.config import ModelConfig
     from tigerfg.model.config import preset as model_preset
-    from tigerfg.training.config import LossWeights, Stage, TrainConfig
+    from tigerfg.settings import build
+    from tigerfg.training.config import TrainConfig
     from tigerfg.training.shards import training_manifest
 
     try:
@@ -150,30 +149,20 @@ def train_config(
         raise InputError(f"{file}: no JSON: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{file}: no JSON object with training settings")
-    unknown = set(values) - {entry.name for entry in dataclasses.fields(TrainConfig)} | (
-        set(values) & {"out"}
-    )
-    if unknown:
-        raise InputError(f"{file}: unknown setting {', '.join(sorted(unknown))}")
+    if "out" in values:
+        raise InputError("out: it is no setting of a file; give --out")
     changes = values.pop("model", {})
     if not isinstance(changes, dict):
         raise InputError(f"{file}: model is no JSON object that changes a model")
-    init = told.get("init", values.get("init"))
-    start = model_preset(preset or "tiny") if preset or init is None else load_config(init)
+    values |= told
+    init = values.get("init")
+    further = not preset and isinstance(init, (str, Path))  # what else it is, build refuses
+    start = load_config(init) if further else model_preset(preset or "tiny")
     model = start.to_dict()
     for name, value in changes.items():
-        model[name] = {**model.get(name, {}), **value} if isinstance(value, dict) else value
-    try:
-        if "stages" in values:
-            values["stages"] = tuple(Stage(**stage) for stage in values["stages"])
-        if "weights" in values:
-            values["weights"] = LossWeights(**values["weights"])
-    except TypeError as error:
-        raise InputError(f"{file}: {error}") from error
-    for name in ("photos", "init", "shards"):
-        if values.get(name) is not None:
-            values[name] = Path(values[name])
-    config = TrainConfig(**{**values, **told}, out=out, model=ModelConfig.from_dict(model))
+        both = isinstance(value, dict) and isinstance(model.get(name), dict)
+        model[name] = {**model[name], **value} if both else value
+    config = build(TrainConfig, {**values, "out": out, "model": model})
     if config.shards is not None:
         training_manifest(config.shards)  # refused now, not after pictures were rendered
     return config

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from tigerfg.errors import InputError
 from tigerfg.images import Preprocessing
 from tigerfg.levels import level_sides
+from tigerfg.settings import Count, Positive, build, check_fields
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,13 +27,16 @@ class VisionConfig:
     """
 
     type: Literal["conv", "lite", "hf"] = "conv"
-    width: int = 160
-    depth: int = 6
-    kernel: int = 5
-    mlp_ratio: float = 3.0
-    patch: int = 8
+    width: Count = 160
+    depth: Count = 6
+    kernel: Count = 5
+    mlp_ratio: Positive = 3.0
+    patch: Count = 8
     name: str | None = None
     hf_config: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,17 @@ class TextConfig:
     """Text encoder. `transformer`: ours, small. `hf`: a Hugging Face text model."""
 
     type: Literal["transformer", "hf"] = "transformer"
-    vocab_size: int = 3072
-    width: int = 128
-    depth: int = 2
-    heads: int = 4
-    mlp_ratio: float = 2.0
-    max_length: int = 64
+    vocab_size: Count = 3072
+    width: Count = 128
+    depth: Count = 2
+    heads: Count = 4
+    mlp_ratio: Positive = 2.0
+    max_length: Count = 64
     name: str | None = None
     hf_config: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -65,21 +72,16 @@ class GroundingConfig:
             with the token weights.
     """
 
-    heads: int = 5
-    queries_per_head: int = 1
+    heads: Count = 5
+    queries_per_head: Count = 1
     guidance: Literal["text", "learned"] = "text"
     token_pooling: Literal["before", "after"] = "before"
 
     def __post_init__(self) -> None:
-        for name in ("heads", "queries_per_head"):
-            if getattr(self, name) < 1:
-                raise InputError(f"grounding.{name}: {getattr(self, name)}; give at least 1")
-        _check_choice(self, "grounding.guidance", ("text", "learned"))
-        _check_choice(self, "grounding.token_pooling", ("before", "after"))
+        check_fields(self)
         if self.guidance == "learned" and self.token_pooling == "after":
             raise InputError(
-                "grounding.token_pooling: tokens make no maps where grounding.guidance is "
-                "learned; choose before"
+                "token_pooling: tokens make no maps where guidance is learned; choose before"
             )
 
 
@@ -95,18 +97,17 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     grounding: GroundingConfig = field(default_factory=GroundingConfig)
-    embedding_dim: int = 256
+    embedding_dim: Count = 256
     pool: Literal["mean", "attention"] = "mean"
     item_tower: Literal["grounded", "global"] = "grounded"
-    query_size: int = 64
-    item_size: int = 128
-    item_levels: int = 1
+    query_size: Count = 64
+    item_size: Count = 128
+    item_levels: Count = 1
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        _check_choice(self, "pool", ("mean", "attention"))
-        _check_choice(self, "item_tower", ("grounded", "global"))
+        check_fields(self)
         if self.vision.width % self.grounding.heads:
             raise InputError(
                 f"grounding.heads: {self.grounding.heads} does not divide the model width "
@@ -118,7 +119,7 @@ class ModelConfig:
                     f"{name}: {getattr(self, name)} is not a multiple of the patch size "
                     f"{self.vision.patch}"
                 )
-        if self.item_levels < 1 or self.item_size % (self.vision.patch << (self.item_levels - 1)):
+        if self.item_size % (self.vision.patch << (self.item_levels - 1)):
             raise InputError(
                 f"item_levels: {self.item_levels}; at every level item_size {self.item_size} must "
                 f"be a multiple of the patch size {self.vision.patch}"
@@ -160,22 +161,15 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
-        """Rebuild from `to_dict()`; an unknown or missing field is an InputError that names it."""
-        data = dict(data)
+        """Rebuild from `to_dict()`; a field that is unknown, missing or wrong is an InputError that
+        names it."""
+        for name in ("vision", "text", "grounding", "mean", "std"):
+            if not isinstance(data, dict) or name not in data:
+                raise InputError(f"config.json: {name} is missing; is it a tigerfg checkpoint?")
         try:
-            data["vision"] = VisionConfig(**data["vision"])
-            data["text"] = TextConfig(**data["text"])
-            data["grounding"] = GroundingConfig(**data["grounding"])
-            data["mean"], data["std"] = tuple(data["mean"]), tuple(data["std"])
-            return cls(**data)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"config.json: {error}; is it a tigerfg checkpoint?") from error
-
-
-def _check_choice(config: object, field: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, field.rpartition(".")[2])
-    if value not in choices:
-        raise InputError(f"{field}: {value!r} is unknown; choose {' or '.join(choices)}")
+            return build(cls, data)
+        except InputError as error:
+            raise InputError(f"config.json: {error}") from error
 
 
 DINOV3_VITB16: dict[str, Any] = {

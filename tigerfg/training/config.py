@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from tigerfg.errors import InputError
 from tigerfg.model.config import ModelConfig, preset
+from tigerfg.settings import Count, Limit, Natural, NotNegative, Positive, Seed, Share, check_fields
 
-KINDS = ("crops", "regions", "map", "joint")
-PRECISIONS = ("auto", "fp32", "bf16")
-TEACHERS = ("frozen", "ema")
+LayerDecay = Annotated[float, Limit("a number above 0, at most 1", lambda x: 0 < x <= 1)]
+TeacherDecay = Annotated[float, Limit("a number from 0 to below 1", lambda x: 0 <= x < 1)]
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,15 @@ class Stage:
     `batch` is the global batch: the ranks of a distributed run share it.
     """
 
-    kind: str
-    steps: int
-    batch: int
-    lr: float
-    backbone_rate: float = 1.0
-    matrix_lr: float = 0.07
+    kind: Literal["crops", "regions", "map", "joint"]
+    steps: Count
+    batch: Count
+    lr: NotNegative
+    backbone_rate: NotNegative = 1.0
+    matrix_lr: NotNegative = 0.07
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"stages: kind {self.kind!r} is unknown; choose {', '.join(KINDS)}")
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"stages: {name} of {self.kind} must be at least 1")
+        check_fields(self)
 
 
 RECIPE = (
@@ -57,12 +53,15 @@ class LossWeights:
     `map_tau` that of map targets made without a box.
     """
 
-    region: float = 0.5
-    dense: float = 0.2
-    map: float = 0.5
-    relation: float = 0.5
-    relation_tau: float = 0.1
-    map_tau: float = 0.1
+    region: NotNegative = 0.5
+    dense: NotNegative = 0.2
+    map: NotNegative = 0.5
+    relation: NotNegative = 0.5
+    relation_tau: Positive = 0.1
+    map_tau: Positive = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -103,53 +102,33 @@ class TrainConfig:
     stages: tuple[Stage, ...] = RECIPE
     photos: Path | None = None
     photos_split: str = "train"
-    products: int = 10_000
-    product_seed: int = 1
+    products: Count = 10_000
+    product_seed: Seed = 1
     shards: Path | None = None
-    photo_share: float = 0.3
+    photo_share: Share = 0.3
     init: Path | None = None
     pretrained: bool = False
-    seed: int = 0
-    threads: int | None = None
-    workers: int | None = None
+    seed: Seed = 0
+    threads: Count | None = None
+    workers: Natural | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    micro_batch: int | None = None
+    micro_batch: Count | None = None
     teacher: Literal["frozen", "ema"] = "frozen"
-    teacher_decay: float = 0.99
-    map_cache_gib: float = 2.0
-    layer_decay: float = 1.0
-    save_seconds: float = 120.0
-    validate_every: int = 100
-    rank_timeout: float = 600.0
+    teacher_decay: TeacherDecay = 0.99
+    map_cache_gib: Positive = 2.0
+    layer_decay: LayerDecay = 1.0
+    save_seconds: NotNegative = 120.0
+    validate_every: Count = 100
+    rank_timeout: Positive = 600.0
     weights: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("device", ("auto", "cpu", "cuda")),
-            ("precision", PRECISIONS),
-            ("teacher", TEACHERS),
-        ):
-            if getattr(self, name) not in choices:
-                raise InputError(
-                    f"{name}: {getattr(self, name)!r} is unknown; choose {', '.join(choices)}"
-                )
+        check_fields(self)
+        if not self.stages:
+            raise InputError("stages: there are none; give at least one")
         if self.model.vision.type == "lite" and not self.pretrained and self.init is None:
             raise InputError(
                 "pretrained: the lite backbone keeps its first blocks as they are; start from its "
                 "published weights ('pretrained': true) or from a checkpoint (init)"
             )
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise InputError(f"micro_batch: {self.micro_batch}; give at least 1 row")
-        if self.workers is not None and self.workers < 0:
-            raise InputError(f"workers: {self.workers}; give 0 processes or more")
-        if not self.map_cache_gib > 0.0:
-            raise InputError(f"map_cache_gib: {self.map_cache_gib}; give more than 0")
-        if not 0.0 < self.layer_decay <= 1.0:
-            raise InputError(f"layer_decay: {self.layer_decay}; give a number in (0, 1]")
-        if not 0.0 <= self.teacher_decay < 1.0:
-            raise InputError(f"teacher_decay: {self.teacher_decay}; give a number in [0, 1)")
-        if not 0.0 <= self.photo_share <= 1.0:
-            raise InputError(f"photo_share: {self.photo_share}; give a number in [0, 1]")
-        if self.validate_every < 1:
-            raise InputError(f"validate_every: {self.validate_every}; give at least 1 step")

@@ -1,0 +1,138 @@
+"""Settings dataclasses: values checked by the fields' annotations, with errors that name the field.
+
+A settings class calls `check_fields` in its `__post_init__`. Its fields are of type int, float,
+bool, str, Path, dict, Literal, tuple or another settings class, each perhaps `| None`, and
+`Annotated` with a `Limit` where not every value of the type will do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from tigerfg.errors import InputError
+
+Settings = TypeVar("Settings")
+
+
+class Limit(NamedTuple):
+    """What the value of a field must be beside its type: in words, and the test of it."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+Count = Annotated[int, Limit("a whole number, 1 or more", lambda n: n >= 1)]
+Natural = Annotated[int, Limit("a whole number, 0 or more", lambda n: n >= 0)]
+Seed = Annotated[int, Limit("a whole number from 0 to 2^63 - 1", lambda n: 0 <= n < 2**63)]
+Positive = Annotated[float, Limit("a number above 0", lambda x: x > 0)]
+NotNegative = Annotated[float, Limit("a number, 0 or more", lambda x: x >= 0)]
+Share = Annotated[float, Limit("a number from 0 to 1", lambda x: 0 <= x <= 1)]
+
+_WORDS = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "a string",
+    Path: "a path",
+    dict: "an object",
+}
+
+
+def build(kind: type[Settings], values: dict[str, Any]) -> Settings:
+    """A settings dataclass from JSON's values.
+
+    Raises:
+        InputError: a field is unknown, missing, or of another type or value; it is named with its
+            place, such as stages.0.lr.
+    """
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise InputError(f"{name}: there is no such setting; choose among {', '.join(fields)}")
+    for name, entry in fields.items():
+        if name not in values and entry.default is entry.default_factory:  # it has neither
+            raise InputError(f"{name}: it is missing; give {_words(_hints(kind)[name])}")
+    return kind(**values)
+
+
+def check_fields(settings: Any) -> None:
+    """Check every field; JSON's lists, objects and strings become tuples, settings and paths.
+
+    Raises:
+        InputError: a field is of another type or value; it is named with its place.
+    """
+    for name, hint in _hints(type(settings)).items():
+        object.__setattr__(settings, name, _checked(getattr(settings, name), hint, name))
+
+
+@lru_cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _checked(value: Any, hint: Any, field: str) -> Any:
+    """The value as the annotation has it."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):  # with None, which stands last
+        return None if value is None else _checked(value, args[0], field)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        try:
+            return build(hint, value)
+        except InputError as error:
+            raise InputError(f"{field}.{error}") from error
+    if origin is tuple and isinstance(value, (list, tuple)):
+        kinds = args[:1] * len(value) if args[-1] is ... else args
+        if len(kinds) == len(value):
+            pairs = enumerate(zip(value, kinds, strict=True))
+            return tuple(_checked(part, kind, f"{field}.{n}") for n, (part, kind) in pairs)
+    if origin is tuple or not _fits(value, hint):
+        shown = " ".join(repr(value).split())
+        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        raise InputError(f"{field}: {shown}; give {_words(hint)}")
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _fits(value, args[0]) and all(limit.holds(value) for limit in args[1:])
+    if origin is Literal:
+        return value in args
+    if hint is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and abs(value) <= sys.float_info.max  # False for NaN
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def _words(hint: Any) -> str:
+    """What an annotation allows."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return _words(args[0])
+    if origin is Annotated:
+        return args[1].words
+    if origin is Literal:
+        return " or ".join((", ".join(args[:-1]), args[-1]))
+    if origin is tuple:
+        return "a list" if args[-1] is ... else f"a list of {len(args)}"
+    return _WORDS.get(origin or hint, "an object")
