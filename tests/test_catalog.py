@@ -32,7 +32,17 @@ BAD_LINES = [
     (b'["x", "x.jpg"]', "not a JSON object"),
     (b'"x"', "not a JSON object"),
     (b"null", "not a JSON object"),
-    (b'{"item_id": "x", "image": "x.jpg", "attributes": {"w": NaN}}', "NaN is no JSON number"),
+    (
+        b'{"item_id": "x", "image": "x.jpg", "attributes": {"w": NaN}}',
+        "attributes is not valid JSON: NaN is no JSON number",
+    ),
+    (
+        b'{"item_id": "x", "image": "x.jpg", "target_box": [0, 0, Infinity, 1]}',
+        "target_box is not valid JSON: Infinity is no JSON number",
+    ),
+    (b'{"item_id": "x", "price": NaN}', "not valid JSON: NaN is no JSON number"),
+    (b'{"item_id": NaN, "image": }', "not valid JSON: NaN is no JSON number"),
+    (b"[NaN]", "not valid JSON: NaN is no JSON number"),
     (b'{"item_id": "x\xff", "image": "x.jpg"}', "not valid UTF-8 at byte 15 of the line"),
     (b'{"item_id": "x", "image": "x.jpg", "title": "\\ud800"}', "title is no valid Unicode"),
     (b"[" * 200_000, "not valid JSON"),

@@ -185,13 +185,33 @@ def parse_object(raw: bytes | str) -> dict[str, Any] | str:
         return f"not valid UTF-8 at byte {error.start + 1} of the line"
     except json.JSONDecodeError as error:
         return f"not valid JSON at column {error.colno}: {error.msg}"
+    except _NoNumberError as error:
+        return f"{_field_without_number(text)}not valid JSON: {error}"
     except (ValueError, RecursionError) as error:
         return f"not valid JSON: {error}"
     return value if isinstance(value, dict) else "not a JSON object {...}"
 
 
+class _NoNumberError(ValueError):
+    """NaN or an infinity, which Python's reader would take."""
+
+
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise _NoNumberError(f"{name} is no JSON number")
+
+
+def _field_without_number(text: str) -> str:
+    """Which field of the record has NaN or an infinity, as "target_box is "; "" for all others."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return ""
+    for key in _STRUCTURED if isinstance(record, dict) else ():
+        try:
+            json.dumps(record.get(key), allow_nan=False)
+        except ValueError:
+            return f"{key} is "
+    return ""
 
 
 def _read_csv(file: Path) -> Iterator[Row]:

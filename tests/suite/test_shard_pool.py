@@ -145,7 +145,7 @@ def damaged(suite: Path, out: Path, changes: dict[int, dict]) -> ShardPool:
     return ShardPool(out, Q, S)
 
 
-def test_bad_rows_are_replaced_and_counted(suite, tmp_path):
+def test_bad_rows_are_replaced_counted_and_named(suite, tmp_path, caplog):
     pairs = pairs_of(suite)
     cut = pairs[5].item_image[: len(pairs[5].item_image) // 2]
     changes = {
@@ -170,6 +170,10 @@ def test_bad_rows_are_replaced_and_counted(suite, tmp_path):
             "item_image: not a picture that can be decoded": 1,
             "product: not a number below the manifest's products": 2,
         }
+    told = "\n".join(caplog.messages)
+    picture = "query_image: not a picture that can be decoded"
+    assert told.count(f"00000.parquet: row 3 left out: {picture}") == 1
+    assert told.count(" left out: ") == 5
     rows = draw(pool, 148)
     scenes = rows.scenes()
     assert (~scenes.boxed).sum() == 2
@@ -182,7 +186,7 @@ def test_bad_rows_are_replaced_and_counted(suite, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other columns", "attributes"])
-def test_damaged_shards_are_counted_and_passed_over(suite, tmp_path, damage):
+def test_damaged_shards_are_counted_named_and_passed_over(suite, tmp_path, caplog, damage):
     shutil.copytree(suite, tmp_path / "suite")
     path = tmp_path / "suite" / "train" / "00001.parquet"
     if damage == "missing":
@@ -209,9 +213,11 @@ def test_damaged_shards_are_counted_and_passed_over(suite, tmp_path, damage):
     assert {name[:6] for name in drawn} == {"p00000", "p00002"}
     if damage == "attributes":
         assert pool.skipped == {"attributes: not a JSON object": 64}
+        assert len(caplog.messages) == 11  # ten named, then that there are more
     else:
         reason = "row group: its shard is missing, damaged or of another schema"
         assert pool.skipped == {reason: 1}
+        assert caplog.messages == [f"{path}: rows from 0 left out: {reason}"]
 
 
 def test_a_product_of_a_wrong_number_is_unknown_beside_others(suite, tmp_path):

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny_run
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import MODEL, STAGES, config
 from torch import Tensor, nn
@@ -282,6 +284,19 @@ def test_what_was_skipped_is_counted_in_the_card(tmp_path: Path) -> None:
     assert load_progress(out / STATE).skipped == {"image: cannot be decoded": 3}
     card = (out / "checkpoint" / "MODEL_CARD.md").read_text()
     assert "image: cannot be decoded: 3" in card
+
+
+def test_products_of_one_view_are_told_in_the_card_but_not_as_left_out(
+    out: Path, tmp_path: Path, make_image: Callable[..., Image.Image]
+) -> None:
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    make_image(60, 40).save(shop / "red mug.png")
+    train(config(out, stages=STAGES[:1], photos=shop), show_progress=False)
+    assert not load_progress(out / STATE).skipped
+    card = (out / "checkpoint" / "MODEL_CARD.md").read_text()
+    assert "Left out because they cannot be used: none." in card
+    assert "Products with one view, whose pairs are crops of that: 1." in card
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from tigerfg.errors import InputError
 from tigerfg.training import photos
 from tigerfg.training.photos import photo_pool
+from tigerfg.training.pool import Pool
 
 Record = dict[str, Any]
 MakeImage = Callable[..., Image.Image]
@@ -56,7 +57,8 @@ def test_any_catalogue_without_product_ids_or_splits(shop: Path) -> None:
     write(shop, items, queries)
     pool = photo_pool(shop, "train", 32, 64, crops_per_photo=2, collages=5)
     assert pool.products == 3
-    assert pool.skipped == {photos.ONE_VIEW: 1}
+    assert not pool.skipped
+    assert pool.one_view == 1
     assert [texts[0] for texts in pool.texts] == [
         "red mug m1 . Kitchen > Mugs", "red mug m2", "red mug m3",
     ]  # fmt: skip
@@ -140,6 +142,10 @@ HOSTILE: dict[str, tuple[Record | str, str]] = {
     "title of the wrong type": (item("x", "a.png", title=7), photos.BAD_RECORD),
     "NaN in the box": (
         '{"item_id": "x", "image": "a.png", "title": "mug", "target_box": [NaN, 0, 9, 9]}',
+        photos.BAD_BOX,
+    ),
+    "NaN elsewhere": (
+        '{"item_id": "x", "image": "a.png", "title": NaN}',
         photos.BAD_RECORD,  # which JSON does not have
     ),
     "infinite box": (
@@ -178,7 +184,7 @@ def test_a_bad_item_is_counted_and_costs_the_others_nothing(
     pool = photo_pool(shop, "train", 32, 64, crops_per_photo=1, collages=2)
     assert pool.products == 2
     assert pool.skipped[reason] == 1
-    assert set(pool.skipped) <= {reason, photos.ONE_VIEW, photos.NO_PICTURE}
+    assert set(pool.skipped) <= {reason, photos.NO_PICTURE}
     for array in (pool.scene_boxes, pool.other_boxes, pool.scene_extents, pool.crop_extents):
         assert np.isfinite(array).all()
 
@@ -201,11 +207,52 @@ def test_bad_queries_are_counted(shop: Path) -> None:
     assert len(pool.crops) == 2
 
 
-def test_one_view_is_kept_and_counted(shop: Path) -> None:
+@pytest.mark.parametrize(
+    "beside", ["no object", {}, {"box": None}, {"box": "x"}, {"box": {}}, {"box": [0, 0, 0, 0]}]
+)
+def test_what_stands_beside_the_target_may_be_anything(shop: Path, beside: object) -> None:
+    write(shop, [item("m1", "a.png", target_box=[0, 0, 20, 20], objects=[{}, beside])])
+    pool = photo_pool(shop, "train", 32, 64, crops_per_photo=1, collages=0)
+    assert not pool.other_boxes.any()
+    assert not pool.skipped
+
+
+def test_what_is_left_out_is_named(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    items: list[Record | str] = [item("m1", "a.png"), "{", {"item_id": "bare", "image": "b.png"}]
+    items += [item(f"gone{n}", "none.png") for n in range(13)]
+    queries: list[Record] = [
+        {"query_id": "stray", "image": "c.png", "item_ids": ["nobody"]},
+        {"query_id": "flat", "image": "c.png", "item_ids": ["m1"], "box": [3, 3, 3, 3]},
+        {"query_id": "outside", "image": "c.png", "item_ids": ["m1"], "box": [70, 0, 80, 9]},
+    ]
+    write(shop, items, queries)
+    pool = photo_pool(shop, "train", 32, 64, crops_per_photo=1)
+    assert pool.skipped[photos.MISSING] == 13
+    told = [message for message in caplog.messages if message.startswith(f"{shop}: ")]
+    for what, reason in (
+        ("items.jsonl:2: not valid JSON", photos.BAD_RECORD),
+        ("item_id 'bare'", photos.NO_TEXT),
+        ("query_id 'stray'", photos.STRAY_QUERY),
+        ("queries.jsonl:2: query_id 'flat'", photos.BAD_BOX),
+        ("query_id 'outside'", photos.BAD_BOX),
+        ("product 'gone0'", photos.NO_PICTURE),
+    ):
+        assert any(what in line and line.endswith(f" left out: {reason}") for line in told), what
+    missing = [line for line in told if photos.MISSING in line]
+    assert missing == [
+        *(f"{shop}: item_id 'gone{n}' left out: {photos.MISSING}" for n in range(10)),
+        f"{shop}: more left out are only counted: {photos.MISSING}",
+        f"{shop}: 13 × {photos.MISSING}, 3 more than named",
+    ]
+
+
+def test_one_view_is_kept_and_counted_apart(shop: Path, tmp_path: Path) -> None:
     write(shop, [item("m1", "a.png")])
     pool = photo_pool(shop, "train", 32, 64, crops_per_photo=3, collages=10)
     assert pool.products == 1
-    assert pool.skipped == {photos.ONE_VIEW: 1}
+    assert not pool.skipped
+    pool.save(tmp_path / "pool")
+    assert Pool.load(tmp_path / "pool").one_view == 1
     rows = pool.draw(1, np.random.default_rng(0))
     assert not np.array_equal(rows.crops()[0], rows.crops()[0])  # two crops of the one photo
 

@@ -65,11 +65,12 @@ Figures on real photos are in the project's README.
 """
 
 
-def write_card(config: TrainConfig, progress: Progress, ranks: int) -> None:
+def write_card(config: TrainConfig, progress: Progress, ranks: int, one_view: int) -> None:
     """Write MODEL_CARD.md and the training log into `out/checkpoint`.
 
     Args:
         progress: of the finished run. ranks: number of processes.
+        one_view: how many products of the photos have a single one.
     """
     out = Path(config.out)
     rows = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
@@ -87,7 +88,7 @@ def write_card(config: TrainConfig, progress: Progress, ranks: int) -> None:
         "item_tower": model.item_tower,
         "item_levels": model.item_levels,
         "held_out": min(config.products, HELD_OUT),
-        **_data(config, progress),
+        **_data(config, progress, one_view),
         "stages": "".join(
             f"- {s.kind}: {s.steps} steps of {s.batch}, {_rates(config, s)}\n"
             for s in config.stages
@@ -115,7 +116,7 @@ def _vision(vision: VisionConfig) -> str:
     return LITE if vision.type == "lite" else f"backbone {vision.name}"
 
 
-def _data(config: TrainConfig, progress: Progress) -> dict[str, str]:
+def _data(config: TrainConfig, progress: Progress, one_view: int) -> dict[str, str]:
     rendered = (
         f"{config.products} procedurally rendered products (seed {config.product_seed}; "
         "`tigerfg.benchmark.render`)."
@@ -128,6 +129,8 @@ def _data(config: TrainConfig, progress: Progress) -> dict[str, str]:
             f"Real photos of `{config.photos.name}`, split `{config.photos_split}`, "
             f"{config.photo_share:.0%} of every batch: the photos, random crops, and collages."
         )
+    if one_view:
+        photos += f" Products with one view, whose pairs are crops of that: {one_view}."
     start = f"Nothing pretrained: all weights start from random numbers (seed {config.seed})."
     if config.init is not None:
         start = f"Starts from the checkpoint `{config.init.name}` (seed {config.seed})."

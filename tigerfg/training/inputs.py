@@ -32,6 +32,7 @@ class Inputs:
     Attributes:
         maker: makes batches. held_out: rendered products for validation, one crop, one standard
             and one cluttered picture each. tokenizer, tokenizer_file: of the item texts.
+        one_view: how many products of the photos have a single one.
     """
 
     def __init__(self, config: TrainConfig, world: World) -> None:
@@ -52,8 +53,11 @@ class Inputs:
             sizes = (config.model.query_size, config.model.item_size)
             sources.append(ShardPool(config.shards, *sizes))
         shares = [1.0]
+        self.one_view = 0
         if config.photos is not None:
-            sources.append(Pool.load(folders["photos"]))
+            photos = Pool.load(folders["photos"])
+            sources.append(photos)
+            self.one_view = photos.one_view
             shares = [1.0 - config.photo_share, config.photo_share]
         self.tokenizer_file = Path(config.out) / TOKENIZER
         if config.init is not None:

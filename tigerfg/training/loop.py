@@ -65,7 +65,7 @@ def train(config: TrainConfig, resume: bool = False, show_progress: bool = True)
                 run.stage(number, stage, restore=resume and number == run.progress.stage)
         if world.first:
             run.journal.close()
-            write_card(config, run.progress, world.size)
+            write_card(config, run.progress, world.size, run.inputs.one_view)
     return Path(config.out) / "checkpoint"
 
 

@@ -1,4 +1,4 @@
-"""Training pools of real photos: any catalogue directory, its bad records counted and left out."""
+"""Training pools of real photos: any catalogue directory, its bad records named and left out."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from tigerfg.decoding import ImageSource
 from tigerfg.errors import InputError
 from tigerfg.images import check_box, load_image
 from tigerfg.text import item_text
+from tigerfg.training.left_out import NAMED, name_left_out
 from tigerfg.training.pool import Pool
 from tigerfg.training.prepare import PoolBuilder, make_pool
 from tigerfg.training.texts import anchor_words, text_variants
@@ -51,7 +52,6 @@ BAD_PICTURE = "picture that cannot be decoded"
 NO_TEXT = "item without text"
 STRAY_QUERY = "query of no known item"
 NO_PICTURE = "product without a usable picture"
-ONE_VIEW = "product with one view: kept, its pairs are crops of that"
 
 _WHOLE, _TIGHT = 0.35, 0.6  # least share of a photo, and of a target box, in a random crop
 _SPRITE = 0.35  # probability that a collage shows a cut-out where there is one
@@ -96,7 +96,8 @@ def photo_pool(
     A product is a `product_id` of the records or, without that field, an item; a query belongs to
     its `product_id`, or to the product of its first known item of `item_ids`. Photos can be used
     from the first stage on: each gives several strong random crops, which are each other's
-    positives. A record that cannot be used is left out and counted in the pool's `skipped`.
+    positives. A record that cannot be used is left out and counted in the pool's `skipped`; the log
+    names the first of every reason.
 
     Args:
         directory: a catalogue directory (items.* and perhaps queries.*, see `read_items`), or one
@@ -112,30 +113,36 @@ def photo_pool(
         InputError: nothing can be used.
     """
     reader = _Reader(Path(directory), split, max(2 * query_size, item_size))
-    products, skipped = reader.products(), reader.skipped
+    products = reader.products()
     rng = np.random.default_rng((seed, 5))
     builder = PoolBuilder(query_size, item_size)
-    kept = [product for product in products if product.crops or product.spare]
-    if len(kept) < len(products):
-        skipped[NO_PICTURE] = len(products) - len(kept)
+    kept = []
+    for product in products:
+        if product.crops or product.spare:
+            kept.append(product)
+        else:
+            reader.skip(f"product {product.name!r}", NO_PICTURE)
     numbers = {product.name: number for number, product in enumerate(kept)}
     for number, product in enumerate(kept):
-        if product.views == 1:
-            skipped[ONE_VIEW] += 1
         for image, box, beside, cluttered in product.scenes:
             other = beside and (numbers.get(beside[0], -1), beside[1])
             builder.scene(number, image, box, other, cluttered=cluttered)
         for image, smallest in product.crops or product.spare:
             for _ in range(crops_per_photo):
                 builder.crop(number, _random_crop(image, rng, smallest))
-    for reason, count in sorted(skipped.items()):
-        log.warning("%s: %d × %s", directory, count, reason)
+    for reason, count in sorted(reader.skipped.items()):
+        more = f", {count - NAMED} more than named" if count > NAMED else ""
+        log.warning("%s: %d × %s%s", directory, count, reason, more)
+    one_view = sum(product.views == 1 for product in kept)
+    if one_view:
+        log.info("%s: %d × product with one view: its pairs are crops of that", directory, one_view)
     if not kept:
         raise InputError(f"photos: {directory} has no usable product of split {split!r}")
     _add_collages(builder, kept, collages, rng)
     texts = [text_variants(product.item, rng) for product in kept]
     anchors = [anchor_words(product.item) for product in kept]
-    return make_pool([builder.arrays()], texts, anchors, [-1] * len(kept), skipped)
+    twins = [-1] * len(kept)
+    return make_pool([builder.arrays()], texts, anchors, twins, reader.skipped, one_view)
 
 
 def photos_digest(directory: Path) -> str:
@@ -174,11 +181,11 @@ def _layouts(directory: Path) -> dict[str, Path]:
 
 
 class _Reader:
-    """Reads the records and pictures of a directory; counts what cannot be used."""
+    """Reads the records and pictures of a directory; counts and names what cannot be used."""
 
     def __init__(self, directory: Path, split: str, longest: int) -> None:
         self.skipped: Counter[str] = Counter()
-        self._split, self._longest = split, longest
+        self._directory, self._split, self._longest = directory, split, longest
         self._folders = _layouts(directory)
         self._products: dict[str, _Product] = {}
         self._product_of: dict[str, _Product] = {}  # by item id
@@ -192,6 +199,11 @@ class _Reader:
         for query in self._queries():
             self._add_query(query)
         return [product for _, product in sorted(self._products.items())]
+
+    def skip(self, what: str, reason: str) -> None:
+        """Note that something is left out."""
+        self.skipped[reason] += 1
+        name_left_out(self._directory, what, reason, self.skipped[reason])
 
     def _wanted(self, record: Item | Query) -> bool:
         return record.extra.get("split", self._split) == self._split
@@ -208,13 +220,14 @@ class _Reader:
                 seen.add(query.query_id)
 
     def _add_item(self, item: Item, layout: object) -> None:
+        what = f"item_id {item.item_id!r}"
         if not item_text(item):
-            self.skipped[NO_TEXT] += 1
+            self.skip(what, NO_TEXT)
             return
         name = str(item.extra.get("product_id") or item.item_id)
         product = self._products.setdefault(name, _Product(name, item))
         self._product_of.setdefault(item.item_id, product)
-        found = self._picture(item.image, item.target_box)
+        found = self._picture(what, item.image, item.target_box)
         if found is None:
             return
         image, box = found
@@ -238,13 +251,14 @@ class _Reader:
             product.crops.append((_inside(image, found[1]), _TIGHT))
 
     def _add_query(self, query: Query) -> None:
+        what = f"query_id {query.query_id!r}"
         product = self._products.get(str(query.extra.get("product_id")))
         known = (self._product_of[i] for i in query.item_ids if i in self._product_of)
         product = product or next(known, None)
         if product is None:
-            self.skipped[STRAY_QUERY] += 1
+            self.skip(what, STRAY_QUERY)
             return
-        found = self._picture(query.image, query.box)
+        found = self._picture(what, query.image, query.box)
         if found is None:
             return
         image = found[0] if found[1] is None else _inside(*found)
@@ -254,7 +268,7 @@ class _Reader:
         product.scenes.append((image, (0.0, 0.0, *map(float, image.size)), None, False))
 
     def _picture(
-        self, source: ImageSource, box: Box | None
+        self, what: str, source: ImageSource, box: Box | None
     ) -> tuple[Image.Image, Box | None] | None:
         """The picture upright, shrunk, and the box in its pixels; None, counted, if that fails."""
         stored = stored_picture(source)
@@ -263,39 +277,35 @@ class _Reader:
             image = load_image(source, target_size=min(self._longest, max(size)))
         except InputError:
             gone = isinstance(source, (str, os.PathLike)) and not os.path.exists(source)
-            self.skipped[MISSING if gone else BAD_PICTURE] += 1
+            self.skip(what, MISSING if gone else BAD_PICTURE)
             return None
         if box is None:
             return image, None
         if stored is None or not stored.upright:
-            self.skipped[TURNED_BOX] += 1
+            self.skip(what, TURNED_BOX)
             return None
         try:
             return image, _scaled(check_box(box, size), size, image.size)
         except InputError:
-            self.skipped[BAD_BOX] += 1
+            self.skip(what, BAD_BOX)
             return None
 
     def _other(self, item: Item, image: Image.Image) -> _Other | None:
         """Another product of the picture, where the record gives its box."""
         objects = item.extra.get("objects")
         stored = stored_picture(item.image)
-        if not isinstance(objects, list) or len(objects) < 2 or stored is None:
+        beside = objects[1] if isinstance(objects, list) and len(objects) > 1 else None
+        if not isinstance(beside, dict) or stored is None:
             return None
         try:
-            box = _scaled(check_box(objects[1]["box"], stored.size), stored.size, image.size)
-            return str(objects[1].get("product_id")), box
-        except (
-            AttributeError,
-            InputError,
-            KeyError,
-            TypeError,
-        ):  # a guide to hard negatives, not needed
+            box = check_box(beside.get("box"), stored.size)
+        except InputError:  # a guide to hard negatives, not needed
             return None
+        return str(beside.get("product_id")), _scaled(box, stored.size, image.size)
 
     def _reject(self, rejected: Rejected) -> None:
         about_box = re.search(r"(^|: )(target_)?box ", rejected.reason)
-        self.skipped[BAD_BOX if about_box else BAD_RECORD] += 1
+        self.skip(str(rejected), BAD_BOX if about_box else BAD_RECORD)
 
 
 def _add_collages(

@@ -50,6 +50,7 @@ class Pool:
         texts: for every product its item texts: the first is the full one, the others lack parts.
         anchors: for every product the words that `texts.with_unknown_words` keeps in clutter.
         skipped: what could not be used when the pool was made, reason -> count.
+        one_view: how many products have a single photo, so that their pairs are crops of that.
         unknown_words: share of texts drawn with invented words in them; not saved.
     """
 
@@ -67,6 +68,7 @@ class Pool:
     texts: list[list[str]]
     anchors: list[list[str]]
     skipped: Counter[str] = field(default_factory=Counter)
+    one_view: int = 0
     unknown_words: float = UNKNOWN_WORDS
 
     def __post_init__(self) -> None:
@@ -92,7 +94,8 @@ class Pool:
             staged.mkdir()
             for name in ARRAYS:
                 np.save(staged / f"{name}.npy", getattr(self, name), allow_pickle=False)
-            rest = {"texts": self.texts, "anchors": self.anchors, "skipped": self.skipped}
+            names = ("texts", "anchors", "skipped", "one_view")
+            rest = {name: getattr(self, name) for name in names}
             (staged / "texts.json").write_text(json.dumps(rest))
             os.rename(staged, directory)
 
@@ -106,14 +109,13 @@ class Pool:
                 name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
                 for name in ARRAYS
             }
-            texts, anchors, skipped = rest["texts"], rest["anchors"], Counter(rest["skipped"])
+            arrays |= {"texts": rest["texts"], "anchors": rest["anchors"]}
+            skipped, one_view = Counter(rest["skipped"]), rest.get("one_view", 0)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"pool: {directory} is not a saved training pool ({error}); prepare it again"
             ) from error
-        return cls(
-            **arrays, texts=texts, anchors=anchors, skipped=skipped, unknown_words=unknown_words
-        )
+        return cls(**arrays, skipped=skipped, one_view=one_view, unknown_words=unknown_words)
 
     def draw(self, count: int, rng: np.random.Generator) -> PoolRows:
         """`count` rows of distinct products (`pick_products`), deterministic by `rng`."""

@@ -98,6 +98,7 @@ def make_pool(
     anchors: list[list[str]],
     twins: Sequence[int],
     skipped: Counter[str] | None = None,
+    one_view: int = 0,
 ) -> Pool:
     """A pool of what builders collected, in their order."""
     columns: dict[str, list[np.ndarray]] = {}
@@ -111,6 +112,7 @@ def make_pool(
         texts=texts,
         anchors=anchors,
         skipped=skipped or Counter(),
+        one_view=one_view,
     )
 
 

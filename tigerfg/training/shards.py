@@ -17,6 +17,7 @@ from tigerfg.benchmark.suite import PAIRS_A_GROUP, Manifest, Pair, pair_schema
 from tigerfg.errors import InputError
 from tigerfg.images import check_box, letterbox, load_image
 from tigerfg.text import item_text
+from tigerfg.training.left_out import name_left_out
 from tigerfg.training.pool import FULL_TEXT
 from tigerfg.training.sources import SceneArrays
 from tigerfg.training.texts import (
@@ -64,7 +65,8 @@ class ShardPool:
     does not grow with the suite: one batch, and the footers and product ids of a few files.
 
     A row that cannot be used is replaced by the same row of the next row group and counted in
-    ``skipped``, once, by its reason; so is a row group or a shard that cannot be read.
+    ``skipped``, once, by its reason; so is a row group or a shard that cannot be read. The log
+    names the first of every reason; rows are counted from 0 in their shard.
 
     Args:
         directory: a suite with all its shards, as `tigerfg suite` makes it.
@@ -171,6 +173,12 @@ class ShardPool:
     def _skip(self, place: tuple[int, int | None], reason: str) -> None:
         self._bad.add(place)
         self.skipped[reason] += 1
+        group, row = place
+        shard = self._shard(group)
+        first = (group - int(self._starts[shard])) * PAIRS_A_GROUP
+        what = f"rows from {first}" if row is None else f"row {first + row}"
+        file = self._directory / self._names[shard]
+        name_left_out(file, what, reason, self.skipped[reason])
 
     def _decode(self, values: dict[str, Any], numbers: dict[str, int]) -> _Row:
         """A row of the table; InputError with the reason, the same for all rows of its kind."""
