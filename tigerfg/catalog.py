@@ -58,7 +58,7 @@ def read_queries(path: str | os.PathLike, on_reject: OnReject | None = None) -> 
     file = record_file(path, "queries")
     if file is None:
         inner = (folder for folder in sorted(path.iterdir()) if folder.is_dir())
-        there = " or ".join(str(folder) for folder in inner if _data_file(folder, "queries"))
+        there = " or ".join(str(folder) for folder in inner if record_file(folder, "queries"))
         raise InputError(
             f"{path}: the directory has no queries.jsonl, .parquet or .csv"
             + (f": give {there}" if there else "")
