@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tigerfg.index.least_nprobe import NEAREST, least_nprobe
+from tigerfg.index.least_nprobe import least_nprobe
+from tigerfg.index.ranking import NEAREST
 
 TRUTH = [[0.9 - 0.01 * n for n in range(20)], [0.5 - 0.01 * n for n in range(20)]]
 

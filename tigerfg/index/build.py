@@ -13,10 +13,10 @@ from tigerfg.errors import InputError
 from tigerfg.index.derived import Loaded, import_faiss
 from tigerfg.index.exact import exact
 from tigerfg.index.factory import list_count_of, require_ivf, transformed, transforms_of
-from tigerfg.index.ivf import NEIGHBOURS, IvfIndex
+from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.photo_like import photo_like
 from tigerfg.index.probing import Centres, measured_margins
-from tigerfg.index.ranking import ROUNDING
+from tigerfg.index.ranking import NEAREST, ROUNDING
 from tigerfg.index.span import trained
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
@@ -92,7 +92,7 @@ def build(
         "curve": [],
     }
     built = IvfIndex(store, rows, Loaded(index, store.number, notes))
-    nearest, near = exact(rows, queries, ids, NEIGHBOURS)
+    nearest, near = exact(rows, queries, ids, NEAREST)
     # of moved items lists reach farther than of photos: no need to spare
     share = (1 + target_recall) / 2 if len(sample) else target_recall
     built.notes["reach"] = built.reach(queries, near, share)
@@ -178,7 +178,7 @@ def _measure(
     seconds: list[float] = []
     for query, best in zip(queries, nearest, strict=True):
         started = time.perf_counter()
-        scores, _ = index.search(query[None], NEIGHBOURS)
+        scores, _ = index.search(query[None], NEAREST)
         seconds.append(time.perf_counter() - started)
         known = best[np.isfinite(best)]
         # by scores, not ids: of equal vectors it does not matter which are found

@@ -24,9 +24,9 @@ from tigerfg.index.build import tuning_queries
 from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import MOST, DeviceIndex, Gpus, code_bytes
 from tigerfg.index.ivf import IvfIndex
-from tigerfg.index.least_nprobe import NEAREST, least_nprobe
+from tigerfg.index.least_nprobe import least_nprobe
 from tigerfg.index.plan import list_count
-from tigerfg.index.ranking import ranked
+from tigerfg.index.ranking import NEAREST, ranked
 from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import BLOCK, VectorRows

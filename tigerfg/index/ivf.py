@@ -17,12 +17,12 @@ from tigerfg.index.derived import Loaded, import_faiss, load_index, save_index
 from tigerfg.index.exact import exact
 from tigerfg.index.factory import transformed, transforms_of
 from tigerfg.index.probing import MOST, Centres, Chosen, Probing, from_score
+from tigerfg.index.ranking import NEAREST
 from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
 
 INDEX_FILE = "ivf.index"
-NEIGHBOURS = 10  # results for which recall is measured and the number of candidates tuned
 EXACT_MOST = 4096  # allowed items up to which their vectors are simply compared
 AT_ONCE = 1 << 22  # scores of centres in memory
 CANDIDATES = 5000  # a query; more only if k is larger
@@ -40,7 +40,7 @@ class IvfIndex:
         lists: how many inverted lists.
         notes: how it was built: factory, nprobe (lists a query on average), margins (see
             `probing`), reach (see `IvfIndex.reach`), factor (candidates a wanted result, of
-            `NEIGHBOURS` at least), trained (items then), target_recall, and the measured curve.
+            `NEAREST` at least), trained (items then), target_recall, and the measured curve.
     """
 
     def __init__(self, store: Store, rows: VectorRows, loaded: Loaded) -> None:
@@ -198,7 +198,7 @@ class IvfIndex:
 
     def _wanted(self, k: int) -> int:
         """Candidates for k results."""
-        return max(k, min(self.notes["factor"] * max(k, NEIGHBOURS), CANDIDATES, self._count))
+        return max(k, min(self.notes["factor"] * max(k, NEAREST), CANDIDATES, self._count))
 
     def _some(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None
@@ -227,7 +227,7 @@ class IvfIndex:
         A first look gives results, and with them how far one has to look.
         """
         bits, held = self._allowed(allowed)
-        deep, lists = min(max(k, NEIGHBOURS), len(allowed)), int(held.sum())
+        deep, lists = min(max(k, NEAREST), len(allowed)), int(held.sum())
         wanted, inner = self._wanted(deep), transformed(self._transforms, queries)
         centres, nprobe = self._centres.scores(inner, held), min(self.notes["nprobe"], lists)
         while True:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 
 from tigerfg.index.ranking import ROUNDING
 
-NEAREST = 10
-
 
 def least_nprobe(
     search: Callable[[int], list[list[float]]],
@@ -21,7 +19,7 @@ def least_nprobe(
     them: of equal vectors it does not matter which are found.
 
     Args:
-        search: with so many lists, the scores of the results of every query, `NEAREST` of them
+        search: with so many lists, the scores of the results of every query, ten of them
             where there are.
         most: lists that can be probed.
         target: share of the nearest to be found.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tigerfg.index.least_nprobe import NEAREST, least_nprobe
+from tigerfg.index.least_nprobe import least_nprobe
+from tigerfg.index.ranking import NEAREST
 
 if TYPE_CHECKING:
     from tigerfg.index.collection import Match

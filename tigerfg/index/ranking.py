@@ -1,9 +1,10 @@
-"""The order of results: best first, equal scores by id."""
+"""The order of results, best first, equal scores by id; and what is measured of it."""
 
 from __future__ import annotations
 
 import numpy as np
 
+NEAREST = 10  # results for which recall is measured
 ROUNDING = np.float32(1e-6)  # of scores of vectors of unit length, added up in another order
 
 
