@@ -21,12 +21,18 @@ def rows(tmp_path: Path) -> VectorRows:
     rng = np.random.default_rng(0)
     signs = rng.choice(np.array([-1, 1], np.float32), (COUNT, DIM))
     vectors = rng.permuted(signs * (np.arange(DIM) < 4), axis=1)
+    return rows_of(vectors, tmp_path)
+
+
+def rows_of(vectors: np.ndarray, path: Path) -> VectorRows:
+    """With ids from 1."""
+    count, dim = vectors.shape
     store = SimpleNamespace(
-        path=tmp_path,
-        number=COUNT,
+        path=path,
+        number=count,
         read_only=True,
-        meta=SimpleNamespace(embedding_dim=DIM, catalog_id="a"),
-        vectors_since=lambda number: [(np.arange(1, COUNT + 1), vectors)],
+        meta=SimpleNamespace(embedding_dim=dim, catalog_id="a"),
+        vectors_since=lambda number: [(np.arange(1, count + 1), vectors)],
     )
     return VectorRows(store)
 
@@ -58,14 +64,7 @@ def test_equal_vectors_come_by_id_alone_and_in_a_batch(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((3000, 256)).astype(np.float16).astype(np.float32)
     vectors[100::3] = vectors[100]
-    store = SimpleNamespace(
-        path=tmp_path,
-        number=3000,
-        read_only=True,
-        meta=SimpleNamespace(embedding_dim=256, catalog_id="a"),
-        vectors_since=lambda number: [(np.arange(1, 3001), vectors)],
-    )
-    rows, ids = VectorRows(store), np.arange(1, 3001)
+    rows, ids = rows_of(vectors, tmp_path), np.arange(1, 3001)
     queries = rows.get(np.full(64, 101))
     queries[1:] += rng.standard_normal((63, 256)).astype(np.float32) / 50
     expected = list(range(101, 131, 3))

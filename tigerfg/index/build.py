@@ -16,7 +16,7 @@ from tigerfg.index.factory import list_count_of, require_ivf, transformed, trans
 from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.photo_like import photo_like
 from tigerfg.index.probing import Centres, measured_margins
-from tigerfg.index.ranking import NEAREST, ROUNDING
+from tigerfg.index.ranking import NEAREST, hits
 from tigerfg.index.span import trained
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
@@ -174,15 +174,13 @@ def _measure(
     factor: int,
 ) -> Point:
     index.notes |= {"nprobe": nprobe, "factor": factor}
-    hits: list[float] = []
+    shares: list[float] = []
     seconds: list[float] = []
     for query, best in zip(queries, nearest, strict=True):
         started = time.perf_counter()
         scores, _ = index.search(query[None], NEAREST)
         seconds.append(time.perf_counter() - started)
         known = best[np.isfinite(best)]
-        # by scores, not ids: of equal vectors it does not matter which are found
-        found = int((scores >= known.min(initial=np.inf) - ROUNDING).sum())
-        hits.append(min(found, len(known)) / max(1, len(known)))
-    error = float(np.std(hits)) / math.sqrt(len(hits))
-    return Point(nprobe, factor, float(np.mean(hits)), error, 1000 * float(np.median(seconds)))
+        shares.append(hits(scores[0], known) / max(1, len(known)))
+    error = float(np.std(shares)) / math.sqrt(len(shares))
+    return Point(nprobe, factor, float(np.mean(shares)), error, 1000 * float(np.median(seconds)))

@@ -28,6 +28,10 @@ _BLOCK = 1 << 20
 logger = logging.getLogger("tigerfg")
 
 
+class NewerError(ValueError):
+    """A derived file holds writes that the store does not know."""
+
+
 class Loaded(NamedTuple):
     """A faiss index, the number of the last write that it holds, and the notes beside it."""
 
@@ -118,12 +122,15 @@ def discard_newer(path: Path, store: Store) -> None:
     Where a store was put back from a backup, its writes to come get numbers that the file holds
     others under.
     """
-    with contextlib.suppress(OSError, ValueError):
+    try:
         with open(path, "rb") as file:
-            number = _trailer(file, store, newer=True).number
-        if number > store.number:
+            _trailer(file, store)
+    except NewerError:
+        with contextlib.suppress(OSError):
             path.unlink()
             logger.warning("%s was newer than the store: removed", path)
+    except (OSError, ValueError):
+        pass  # none, or what is wrong with it is said when it is read
 
 
 def check_index(path: Path, store: Store) -> list[str]:
@@ -151,9 +158,8 @@ def _checked(file: BinaryIO, store: Store) -> _Trailer:
     return trailer
 
 
-def _trailer(file: BinaryIO, store: Store, newer: bool = False) -> _Trailer:
-    """The trailer of an index file; ValueError if it is not of this store, or, unless that is
-    asked for, newer."""
+def _trailer(file: BinaryIO, store: Store) -> _Trailer:
+    """The trailer of an index file; ValueError if it is not of this store."""
     size = file.seek(0, os.SEEK_END) - _TRAILER.size - _CRC.size
     if size < 0:
         raise ValueError("it is truncated")
@@ -166,6 +172,6 @@ def _trailer(file: BinaryIO, store: Store, newer: bool = False) -> _Trailer:
         raise ValueError("it is truncated or damaged")
     if catalog.hex() != store.meta.catalog_id:
         raise ValueError("it belongs to another catalogue")
-    if trailer.number > store.number and not newer:
-        raise ValueError("it is newer than the store")
+    if trailer.number > store.number:
+        raise NewerError("it is newer than the store")
     return trailer

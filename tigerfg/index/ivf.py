@@ -20,7 +20,7 @@ from tigerfg.index.probing import MOST, Centres, Chosen, Probing, from_score
 from tigerfg.index.ranking import NEAREST
 from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
-from tigerfg.index.vectors import VectorRows
+from tigerfg.index.vectors import VectorRows, grown
 
 INDEX_FILE = "ivf.index"
 EXACT_MOST = 4096  # allowed items up to which their vectors are simply compared
@@ -297,7 +297,7 @@ class IvfIndex:
         self._count += len(ids)
 
     def _grow(self, size: int) -> None:
-        self._live, self._list_of = _grown(self._live, size), _grown(self._list_of, size)
+        self._live, self._list_of = grown(self._live, size), grown(self._list_of, size)
 
     def _live_bits(self) -> np.ndarray | None:
         """The bitmap of the live ids; None where no id is dead."""
@@ -314,12 +314,6 @@ class IvfIndex:
             held = np.bincount(self._list_of[allowed], minlength=self.lists) > 0
             last = self._filtered = allowed, (np.packbits(mask, bitorder="little"), held)
         return last[1]
-
-
-def _grown(values: np.ndarray, size: int) -> np.ndarray:
-    grown = np.zeros(size, values.dtype)
-    grown[: len(values)] = values
-    return grown
 
 
 def _lists_of(faiss: Any, ivf: Any) -> Iterator[tuple[int, np.ndarray]]:

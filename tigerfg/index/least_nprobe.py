@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
-from tigerfg.index.ranking import ROUNDING
+from tigerfg.index.ranking import hits
 
 
 def least_nprobe(
@@ -15,8 +14,7 @@ def least_nprobe(
 ) -> Iterator[tuple[int, float]]:
     """Powers of two, and the recall@10 of each, up to the first that reaches the target.
 
-    The truth are the scores found when `most` lists are probed. They are compared, not what has
-    them: of equal vectors it does not matter which are found.
+    The truth are the scores found when `most` lists are probed.
 
     Args:
         search: with so many lists, the scores of the results of every query, ten of them
@@ -29,11 +27,8 @@ def least_nprobe(
     nprobe = 1
     while True:
         nprobe = min(nprobe, most)
-        hits = 0
-        for near, line in zip(truth, search(nprobe), strict=True):
-            least = min(near, default=math.inf) - ROUNDING
-            hits += min(len(near), sum(score >= least for score in line))
-        recall = hits / wanted if wanted else 1.0
+        found = sum(hits(line, near) for near, line in zip(truth, search(nprobe), strict=True))
+        recall = found / wanted if wanted else 1.0
         yield nprobe, recall
         if recall >= target or nprobe == most:
             return

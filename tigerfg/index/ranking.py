@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Iterable
+
 import numpy as np
 
 NEAREST = 10  # results for which recall is measured
 ROUNDING = np.float32(1e-6)  # of scores of vectors of unit length, added up in another order
+
+
+def hits(scores: Iterable[float], nearest: Collection[float]) -> int:
+    """How many of the nearest, given by their true scores, are among results with these scores.
+
+    By scores, not ids: of equal vectors it does not matter which are found.
+    """
+    least = min(nearest, default=math.inf) - ROUNDING
+    return min(len(nearest), sum(score >= least for score in scores))
 
 
 def ranked(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

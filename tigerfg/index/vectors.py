@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from tigerfg.index.database import fsync_directory
+from tigerfg.index.derived import NewerError
 from tigerfg.index.store import Store
 
 STAMP_FILE = "vectors.json"
@@ -121,7 +122,7 @@ class VectorRows:
         try:
             crc = self._append()
             self._stamp(crc)
-            self._rows, self._tail = self._mapped(self._name, self._count), self._tail[:0].copy()
+            self._rows, self._tail = self._mapped(self._name, self._count), np.zeros(0, self._dtype)
             self._crc = crc
         except OSError as error:
             self._writes = False  # the next block would hardly fare better
@@ -157,9 +158,7 @@ class VectorRows:
         """Take new rows, the vectors float32 as they are stored."""
         start = self.unsaved
         if start + len(ids) > len(self._tail):  # doubled: few copies
-            grown = np.empty(max(start + len(ids), 2 * len(self._tail)), self._dtype)
-            grown[:start] = self._tail[:start]
-            self._tail = grown
+            self._tail = grown(self._tail, max(start + len(ids), 2 * len(self._tail)))
         rows = self._tail[start : start + len(ids)]
         rows["id"], rows["vector"] = ids, vectors
         rows["length"] = np.sqrt(np.vecdot(vectors, vectors))
@@ -234,10 +233,14 @@ class VectorRows:
 
 def discard_newer_vectors(store: Store) -> None:
     """As `derived.discard_newer`, for the vectors."""
-    with contextlib.suppress(OSError, ValueError):
-        if _read_stamp(store, newer=True)["number"] > store.number:
+    try:
+        _read_stamp(store)
+    except NewerError:
+        with contextlib.suppress(OSError):
             (store.path / STAMP_FILE).unlink()
             logger.warning("%s: vectors were newer than the store: removed", store.path)
+    except (OSError, ValueError):
+        pass
 
 
 def copy_vectors(source: Path, target: Path) -> None:
@@ -272,14 +275,13 @@ def check_vectors(store: Store) -> list[str]:
     ]
 
 
-def _read_stamp(store: Store, newer: bool = False) -> dict[str, Any]:
-    """The stamp of this store's vectors; ValueError if it is not, or, unless that is asked for,
-    newer."""
+def _read_stamp(store: Store) -> dict[str, Any]:
+    """The stamp of this store's vectors; ValueError if it is not."""
     stamp = _checked_stamp((store.path / STAMP_FILE).read_text())
     if stamp["catalog_id"] != store.meta.catalog_id:
         raise ValueError("they belong to another catalogue")
-    if stamp["number"] > store.number and not newer:
-        raise ValueError("they are newer than the store")
+    if stamp["number"] > store.number:
+        raise NewerError("they are newer than the store")
     return stamp
 
 
@@ -298,6 +300,13 @@ def _checked_stamp(content: str) -> dict[str, Any]:
 
 def _own_crc(stamp: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(stamp, sort_keys=True).encode())
+
+
+def grown(values: np.ndarray, size: int) -> np.ndarray:
+    """A longer copy, zero behind the values."""
+    longer = np.zeros(size, values.dtype)
+    longer[: len(values)] = values
+    return longer
 
 
 def widened(halves: np.ndarray) -> np.ndarray:
