@@ -41,9 +41,11 @@ WRITER = """
         # One add that runs until the kill; every batch is acknowledged through progress. Now and
         # then the oldest items of this run are deleted or replaced, and the index file rewritten.
         done, oldest = start, start
+        def item(n, **fields):
+            return {"item_id": f"i{n}", "image": picture(n), "title": f"item {n}", **fields}
         def items():
             for n in itertools.count(start):
-                yield {"item_id": f"i{n}", "image": picture(n), "title": f"item {n}"}
+                yield item(n)
         def acknowledged(report):
             global done, oldest
             last = start + report.added
@@ -55,6 +57,11 @@ WRITER = """
                 say("deleted", oldest, oldest + 3)
                 oldest += 3
                 searcher.flush()
+            elif report.added % 24 == 16:  # other fields of the newest items, nothing encoded
+                say("updating", last - 3, last)
+                changed = searcher.upsert(item(n, stock=1) for n in range(last - 3, last))
+                assert changed.updated == 3
+                say("updated", last - 3, last)
         searcher.add(items(), batch_size=8, progress=acknowledged)
 """
 
@@ -84,7 +91,9 @@ def kill_writer(
     return [(kind, int(a), int(b)) for kind, a, b in (line.split() for line in said)]
 
 
-def check_after_kill(path: Path, stored: set[int], gone: set[int], maybe: set[int]) -> int:
+def check_after_kill(
+    path: Path, stored: set[int], gone: set[int], maybe: set[int], updated: set[int]
+) -> int:
     """Everything acknowledged is there and found, everything deleted is gone; returns the count."""
     store = Store.open(path, read_only=True)
     assert store.check() == []
@@ -95,6 +104,10 @@ def check_after_kill(path: Path, stored: set[int], gone: set[int], maybe: set[in
         assert not gone & present
         for n in sorted(stored - maybe):
             assert searcher.get(f"i{n}").title == f"item {n}"
+        for n in updated & present:
+            assert searcher.get(f"i{n}").extra == {"stock": 1}
+        marked = searcher.search(picture(0), k=len(present) + 1, where={"stock": 1})
+        assert updated & present <= {int(hit.item_id[1:]) for hit in marked}
         numbers = sorted(present)
         hits = searcher.search_batch([picture(n) for n in numbers], k=1)
         for n, [hit] in zip(numbers, hits, strict=True):
@@ -112,6 +125,7 @@ def storm(path: Path, kills: int, seed: int, index: str = "auto") -> tuple[int, 
     rng = random.Random(seed)
     stored: set[int] = set()
     gone: set[int] = set()
+    updated: set[int] = set()
     start = present = 0
     for _ in range(kills):
         said = kill_writer(path, start, rng, index)
@@ -121,7 +135,8 @@ def storm(path: Path, kills: int, seed: int, index: str = "auto") -> tuple[int, 
         deleted = {n for kind, a, b in said if kind == "deleted" for n in range(a, b)}
         begun = {n for kind, a, b in said if kind == "deleting" for n in range(a, b)}
         gone |= deleted
-        present = check_after_kill(path, stored - deleted, gone, begun - deleted)
+        updated |= {n for kind, a, b in said if kind == "updated" for n in range(a, b)}
+        present = check_after_kill(path, stored - deleted, gone, begun - deleted, updated)
         # From here on what is there counts: the batch in flight is in or out as a whole.
         with Searcher.open(path, FakeBundle(), read_only=True) as searcher:
             there = {int(item.item_id[1:]) for item in searcher}

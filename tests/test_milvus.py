@@ -154,7 +154,7 @@ def test_a_write_replaces_deletes_and_reads_back(collection):
     assert len(collection) == 6
     assert collection.document("i3")["title"] == "new"
     assert collection.document("nope") is None
-    assert collection.content_hashes(["i1", "nope"]) == {"i1": b"h" * 16}
+    assert collection.known(["i1", "nope"]) == {"i1": (b"h" * 16, record(1).document)}
     assert collection.delete(["i0", "nope"]) == 1
     assert [d["item_id"] for d in collection.documents()] == ["i1", "i2", "i4", "i3", "i7"]
     [line] = collection.search(record(7).vector[None].astype(np.float32), 2)

@@ -201,6 +201,54 @@ def test_content_hash_sees_the_picture_and_the_record(searcher, tmp_path, engine
     assert engine.items_encoded == 3
 
 
+def test_an_upsert_of_other_fields_encodes_nothing(searcher, engine):
+    searcher.add([item(n, extra={"price": 10 + n}, target_box=(0, 0, 4, 4)) for n in range(6)])
+    encoded = engine.items_encoded
+    assert ids(searcher.search(picture(2), where={"price": {"$gt": 14}}))[0] == "i5"
+    cheaper = [item(n, extra={"price": n, "sale": True}, target_box=None) for n in (1, 4)]
+    assert [r.item_id for r in searcher.add(cheaper).rejected] == ["i1", "i4"]
+    report = searcher.upsert([*cheaper, item(2, extra={"price": 12}, target_box=(0, 0, 4, 4))])
+    assert (report.replaced, report.updated, report.unchanged) == (0, 2, 1)
+    assert report.stored == 3
+    assert str(report).startswith("0 added, 2 updated, 1 unchanged")
+    assert engine.items_encoded == encoded
+    assert (searcher.get("i4").extra, searcher.get("i4").target_box) == (
+        {"price": 4, "sale": True},
+        None,
+    )
+    assert set(ids(searcher.search(picture(2), where={"sale": True}))) == {"i1", "i4"}
+    assert set(ids(searcher.search(picture(2), where={"price": {"$lt": 10}}))) == {"i1", "i4"}
+    assert searcher.search(picture(2), where={"price": 14}) == []
+    assert [one.item_id for one in searcher] == [f"i{n}" for n in range(6)]
+    [hit] = searcher.search(picture(4), k=1)
+    assert (hit.item_id, hit.item.extra["price"]) == ("i4", 4)
+    assert hit.score == pytest.approx(1, abs=1e-5)
+    moved = Item("i4", picture(4), title="item 4", category="Hats", extra={"price": 4})
+    assert searcher.upsert([moved]).replaced == 1
+    assert engine.items_encoded == encoded + 1
+
+
+def test_the_path_of_a_picture_is_no_content(searcher, tmp_path, engine):
+    before, after = (save_picture(tmp_path / name, 1) for name in ("a.png", "b.png"))
+    searcher.add([Item("a", before, title="t")])
+    assert searcher.upsert([Item("a", after, title="t")]).updated == 1
+    assert searcher.get("a").image == str(after)
+    assert engine.items_encoded == 1
+
+
+def test_updates_and_replacements_of_one_id_count_in_their_order(searcher):
+    searcher.add([item(9)])
+    for batch_size in (1, 2, 8):
+        priced = item(9, extra={"price": batch_size})
+        searcher.upsert([item(9, seed=60), priced], batch_size=batch_size)
+        assert searcher.search(picture(9), k=1)[0].item.extra == {"price": batch_size}
+        dearer = item(9, extra={"price": 100})
+        searcher.upsert([dearer, item(9, seed=60), item(10)], batch_size=batch_size)
+        assert searcher.search(picture(60), k=1)[0].item.extra == {}
+        searcher.upsert([priced, dearer, priced], batch_size=batch_size)
+        assert searcher.search(picture(9), k=1)[0].item.extra == {"price": batch_size}
+
+
 def test_upsert_replaces_and_the_last_of_a_call_counts(searcher):
     searcher.add([item(n) for n in range(3)])
     report = searcher.upsert([item(1, seed=50), item(3)])

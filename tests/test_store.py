@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from test_filters import documents
 
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.collection import Collection
@@ -66,7 +71,7 @@ def test_put_is_read_back_and_survives_reopening(path):
     assert len(collection) == 2
     assert collection.document("i1") == json.loads(with_text.document)
     assert collection.document("nope") is None
-    assert collection.content_hashes(["i2", "none"]) == {"i2": b"hash 2"}
+    assert collection.known(["i2", "none"]) == {"i2": (b"hash 2", record(2).document)}
     [match] = collection.search(vector(1)[None], 1)[0]
     # fp16 storage: each of 16 components is off by at most 2**-12 of itself
     assert match.score == pytest.approx(1, abs=1e-6)
@@ -105,6 +110,54 @@ def test_search_equals_brute_force_through_adds_replacements_and_deletions(path)
         np.testing.assert_allclose([m.score for m in matches], scores[best], atol=1e-6)
     assert store_of(collection).check() == []
     collection.close()
+
+
+def test_an_update_changes_the_records_and_nothing_else(path):
+    collection = create(path)
+    collection.put([record(n, price=n, color=["Red"]) for n in range(5)])
+    reader = Collection.open(path, read_only=True)
+    for one in (collection, reader):
+        assert set(found(one, 0, 9, {"price": {"$gte": 3}})) == {"i3", "i4"}
+    ids = store_of(collection).ids()
+    documents = {f"i{n}": record(n, price=n + 10).document for n in (1, 3)}
+    assert collection.update({**documents, "nope": "{}"}) == 2
+    for one in (collection, reader):
+        assert set(found(one, 0, 9, {"price": {"$gte": 3}})) == {"i1", "i3", "i4"}
+        assert len(found(one, 0, 9, {"color": "Red"})) == 3
+        assert one.document("i3") == json.loads(documents["i3"])
+        assert one.known(["i3"]) == {"i3": (b"hash 3", documents["i3"])}
+        assert found(one, 3) == ["i3"]
+    assert store_of(collection).ids().tolist() == ids.tolist()
+    number = store_of(collection).number
+    assert collection.update({}) == collection.update({"nope": "{}"}) == 0
+    assert store_of(collection).number == number
+    with pytest.raises(CatalogError, match="reading only"):
+        reader.update(documents)
+    reader.close()
+    with pytest.raises(InputError, match="Unicode"):
+        collection.update({"i0": "{}", "\udc80": "{}"})
+    with pytest.raises(json.JSONDecodeError):
+        collection.update({"i0": record(0, price=9).document, "i1": "{"})
+    assert collection.document("i0") == json.loads(record(0, price=0, color=["Red"]).document)
+    assert store_of(collection).check() == []
+    collection.close()
+
+
+@given(before=documents(), after=documents())
+def test_filter_values_of_an_updated_item_are_those_of_a_new_one(before, after):
+    with tempfile.TemporaryDirectory() as folder:
+        updated, fresh = create(Path(folder) / "a"), create(Path(folder) / "b")
+        count = min(len(before), len(after))
+        old, new = ([record(n, **one[n]) for n in range(count)] for one in (before, after))
+        updated.put(old)
+        fresh.put(new)
+        assert updated.update({one.item_id: one.document for one in new}) == count
+        rows = [
+            store_of(one)._db.execute("SELECT * FROM fields").fetchall() for one in (updated, fresh)
+        ]
+        assert rows[0] == rows[1]
+        updated.close()
+        fresh.close()
 
 
 def test_failed_put_changes_nothing(path):
@@ -313,6 +366,35 @@ def test_item_ids_that_are_no_text_are_refused(path):
     assert collection.document(hostile) is None
     assert collection.delete([hostile]) == 0
     collection.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            "UPDATE items SET document = replace(document, '70', '90') WHERE id = 2",
+            "filters do not",
+        ),
+        ("UPDATE fields SET value = 90 WHERE key = 'price' AND id = 2", "filters do not"),
+        ("DELETE FROM fields WHERE key = 'title' AND id = 2", "filters do not"),
+        ("UPDATE items SET document = substr(document, 2) WHERE id = 2", "no JSON, .* id 2"),
+        ("UPDATE items SET document = '[1]' WHERE id = 2", "no JSON, .* id 2"),
+        ("DELETE FROM encodings WHERE id = 2", "1 items without a vector"),
+        ("DELETE FROM items WHERE id = 2", "1 vectors without an item"),
+        ("INSERT INTO removals VALUES (9, 2)", "1 removed items that are still there"),
+        ("UPDATE counter SET number = 1", "1 numbers after the last write"),
+        (
+            f"UPDATE encodings SET vector = x'{'003c' * DIM}' WHERE id = 2",
+            "1 vectors not of length 1",
+        ),
+    ],
+)
+def test_check_finds_rows_that_do_not_fit(path, damage, said):
+    with contextlib.closing(create(path)) as collection:
+        collection.put([record(1, price=70), record(2, price=70)])
+        assert collection.inspect(0, 0)[1] == []
+        store_of(collection)._db.execute(damage)
+        assert re.search(said, "\n".join(collection.inspect(0, 0)[1]))
 
 
 def test_damaged_page_is_an_error_not_a_wrong_answer(path):

@@ -41,6 +41,7 @@ class History:
         self.born = np.full(most, FOREVER)
         self.dead = np.full(most, FOREVER)
         self.row_of: dict[int, int] = {}
+        self.edition: dict[int, int] = {}  # of an item's JSON form: the write that gave it
 
     def begin(self, put: dict[int, np.ndarray], removed: list[int]) -> None:
         """Note the next write."""
@@ -52,6 +53,14 @@ class History:
             stored = vector.astype(np.float16).astype(np.float32)
             self.item[row], self.vector[row] = item, stored / np.linalg.norm(stored)
             self.born[row], self.row_of[item] = self.begun, row
+            self.edition[item] = self.begun
+
+    def begin_update(self, items: list[int]) -> dict[int, int]:
+        """Note that these items, those that are there, get another JSON form; returns editions."""
+        self.begun += 1
+        there = dict.fromkeys(self.row_of.keys() & set(items), self.begun)
+        self.edition |= there
+        return there
 
     def explains(self, query: np.ndarray, found: dict[int, float], first: int, last: int) -> bool:
         """Whether the items and scores found are the best of one of these states."""
@@ -92,7 +101,13 @@ def storm(path: Path, operations: int, threads: int, index: str) -> Counter[str]
     def write(rng: np.random.Generator) -> None:
         chosen = np.unique(rng.integers(0, IDS, rng.integers(1, 6))).tolist()
         with history.lock:
-            if rng.random() < 0.45:
+            kind = rng.random()
+            if kind < 0.2:
+                done["update"] += 1
+                there = history.begin_update(chosen)
+                documents = {f"i{n}": document_of(n, history.begun) for n in chosen}
+                assert collection.update(documents) == len(there)
+            elif kind < 0.55:
                 done["delete"] += 1
                 history.begin({}, chosen)
                 collection.delete(f"i{n}" for n in chosen)
@@ -100,12 +115,13 @@ def storm(path: Path, operations: int, threads: int, index: str) -> Counter[str]
                 done["put"] += 1
                 put = {n: unit(rng) for n in chosen}
                 history.begin(put, [])
-                collection.put([record(n, vector) for n, vector in put.items()], replace=True)
+                collection.put(records_of(put, history.begun), replace=True)
             history.committed = history.begun
 
     def search(rng: np.random.Generator) -> None:
         query, where = unit(rng), None
-        first = history.committed
+        with history.lock:
+            first, editions = history.committed, dict(history.edition)
         found = collection.search(query[None], K, where)[0]
         last = history.begun
         named = {match.document["n"]: match.score for match in found}
@@ -113,6 +129,11 @@ def storm(path: Path, operations: int, threads: int, index: str) -> Counter[str]
             done["search"] += 1
             if not history.explains(query, named, first, last):
                 wrong.append(f"states {first}-{last}: {named}")
+            wrong.extend(
+                f"{match.document}, edition {editions[match.document['n']]} was stored"
+                for match in found
+                if match.document["edition"] < editions[match.document["n"]]
+            )
 
     def work(seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -126,7 +147,7 @@ def storm(path: Path, operations: int, threads: int, index: str) -> Counter[str]
     with history.lock:
         first = {n: unit(np.random.default_rng(10**6 + n)) for n in range(IDS)}
         history.begin(first, [])
-        collection.put([record(n, vector) for n, vector in first.items()])
+        collection.put(records_of(first, history.begun))
         history.committed = history.begun
     if index != "flat":
         collection.optimize()
@@ -139,14 +160,21 @@ def storm(path: Path, operations: int, threads: int, index: str) -> Counter[str]
     assert not wrong, wrong[0]
     collection.close()
     again = Collection.open(path, read_only=True)
-    assert {document["n"] for document in again.documents()} == history.row_of.keys()
+    stored = {document["n"]: document["edition"] for document in again.documents()}
+    assert stored == {n: history.edition[n] for n in history.row_of}
     again.close()
     return done
 
 
-def record(number: int, vector: np.ndarray) -> Record:
-    document = json.dumps({"item_id": f"i{number}", "n": number})
-    return Record(f"i{number}", b"h", document, vector, GRID)
+def document_of(number: int, edition: int) -> str:
+    return json.dumps({"item_id": f"i{number}", "n": number, "edition": edition})
+
+
+def records_of(vectors: dict[int, np.ndarray], edition: int) -> list[Record]:
+    return [
+        Record(f"i{n}", b"h", document_of(n, edition), vector, GRID)
+        for n, vector in vectors.items()
+    ]
 
 
 def exhaustive(collection: Collection) -> None:
@@ -168,6 +196,7 @@ def test_every_result_is_that_of_one_state(tmp_path: Path, index: str) -> None:
     done = storm(tmp_path / "cat", 1500, 8, index)
     assert sum(done.values()) == 1500
     assert min(done["put"], done["delete"], done["search"]) > 200
+    assert done["update"] > 100
 
 
 def test_the_model_of_the_history_is_not_satisfied_by_anything() -> None:

@@ -60,6 +60,7 @@ class Ingest:
     total: int | None = None
     added: int = 0
     replaced: int = 0
+    updated: int = 0
     unchanged: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     rejects_file: Path | None = None
@@ -85,6 +86,7 @@ class Ingest:
         return AddReport(
             self.added,
             self.replaced,
+            self.updated,
             self.unchanged,
             self.rejected,
             seconds,
@@ -96,6 +98,11 @@ class Ingest:
         """A batch is on the disk."""
         self.added += count - replaced
         self.replaced += replaced
+        self._tell()
+
+    def rewritten(self, count: int) -> None:
+        """Other fields of stored items are on the disk."""
+        self.updated += count
         self._tell()
 
     def skip_unchanged(self) -> None:
@@ -240,26 +247,39 @@ class _Way:
             good = [entry for entry in chunk if isinstance(entry, Prepared)]
             # Ids whose fate is not known when the hashes are looked up wait for a later round.
             open_ids = self.in_flight | self.held_ids
-            stored = self.collection.content_hashes({p.item.item_id for p in good} - open_ids)
+            stored = self.collection.known({p.item.item_id for p in good} - open_ids)
+            updates: dict[str, str] = {}
             for entry in chunk:
                 if isinstance(entry, Rejected):
                     self.run.reject(entry)
                     continue
                 item_id = entry.item.item_id
+                known = stored.get(item_id)
                 if item_id in open_ids:
                     self.held.append(entry)
                     self.held_ids.add(item_id)
-                elif stored.get(item_id) == entry.content_hash:
+                elif known == (entry.content_hash, entry.document):
                     self.run.skip_unchanged()
-                elif item_id in stored and not self.replace:
+                elif known is not None and not self.replace:
                     reason = "the id is taken by another item of this catalogue: upsert replaces it"
                     self.run.reject(Rejected(item_id, reason))
                 elif wrong := self.collection.objection(entry.document):
                     self.run.reject(Rejected(item_id, wrong))
+                elif known is not None and known.content_hash == entry.content_hash:
+                    open_ids.add(item_id)
+                    updates[item_id] = entry.document
                 else:
                     open_ids.add(item_id)
                     self.in_flight.add(item_id)
                     yield entry.item, entry
+            self._update(updates)
+
+    def _update(self, documents: dict[str, str]) -> None:
+        """Store other fields of items whose picture and text have not changed."""
+        if documents:
+            with self.run.clock.measure("store"):
+                updated = self.collection.update(documents)
+            self.run.rewritten(updated)
 
 
 @contextmanager
@@ -283,7 +303,7 @@ def _progress_bar(total: int | None) -> Iterator[Callable[[AddReport], None]]:
         task = bar.add_task("indexing", total=total, note="")
 
         def update(report: AddReport) -> None:
-            done = report.added + report.replaced + report.unchanged + len(report.rejected)
+            done = report.stored + len(report.rejected)
             note = f"{report.images_per_second:.0f}/s"
             if report.rejected:
                 note += f", {len(report.rejected)} rejected"

@@ -1,4 +1,4 @@
-"""An item before it is encoded: checked, its picture's path made absolute, its content hashed."""
+"""An item before it is encoded: checked, its picture's path absolute, what a model sees hashed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from tigerfg.errors import InputError
 from tigerfg.records import Item, Rejected
+from tigerfg.text import item_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,13 +27,13 @@ class Prepared(NamedTuple):
 
     item: Item
     document: str  # the item's JSON form, the image as an absolute path, an address or null
-    content_hash: bytes
+    content_hash: bytes  # of its picture and its text, which is what is encoded
 
 
 def prepare(
     entry: Item | Mapping[str, Any] | Rejected, fetched: bytes | InputError | None = None
 ) -> Prepared | Rejected:
-    """Check one item and hash its record and its picture; a reject is handed through.
+    """Check one item and hash its picture and its text; a reject is handed through.
 
     Args:
         fetched: where the image is an address: its picture, or why there is none.
@@ -59,17 +60,18 @@ def prepare(
             raise fetched
         if fetched is not None:
             item = dataclasses.replace(item, image=fetched)
-        return Prepared(item, document, _content_hash(item.image, document))
+        return Prepared(item, document, _content_hash(item))
     except InputError as error:
         return Rejected(item_id, str(error))
 
 
-def _content_hash(image: Any, document: str) -> bytes:
-    """BLAKE2b-128 of an item's record and picture.
+def _content_hash(item: Item) -> bytes:
+    """BLAKE2b-128 of what a model sees of an item: its text and its picture's bytes or pixels.
 
     A picture that cannot be read adds nothing: decoding it next will say what is wrong.
     """
-    digest = hashlib.blake2b(document.encode(), digest_size=16)
+    image: Any = item.image
+    digest = hashlib.blake2b(item_text(item).encode() + b"\0", digest_size=16)
     if isinstance(image, str):
         try:
             if stat.S_ISREG(os.stat(image).st_mode):

@@ -68,7 +68,9 @@ class AddReport:
     Attributes:
         added: items that were not in the catalogue and now are.
         replaced: items that took the place of a stored one (`upsert` only).
-        unchanged: items that are stored already with the same content; nothing was computed.
+        updated: stored items whose picture and text are the same and whose other fields changed
+            (`upsert` only): nothing was encoded.
+        unchanged: items that are stored already just as they are given.
         rejected: items left out, with their reasons.
         seconds: time since the call began.
         rejects_file: where the rejects were written too, one JSON object a line; None if none.
@@ -79,11 +81,17 @@ class AddReport:
 
     added: int = 0
     replaced: int = 0
+    updated: int = 0
     unchanged: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     seconds: float = 0.0
     rejects_file: Path | None = None
     stages: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def stored(self) -> int:
+        """Items that are in the catalogue as they were given."""
+        return self.added + self.replaced + self.updated + self.unchanged
 
     @property
     def images_per_second(self) -> float:
@@ -93,9 +101,11 @@ class AddReport:
     def __str__(self) -> str:
         parts = [f"{self.added} added"]
         parts += [f"{self.replaced} replaced"] if self.replaced else []
+        parts += [f"{self.updated} updated"] if self.updated else []
         parts += [f"{self.unchanged} unchanged"] if self.unchanged else []
         parts += [f"{len(self.rejected)} rejected"] if self.rejected else []
-        return f"{', '.join(parts)} in {self.seconds:.1f} s ({self.images_per_second:.0f}/s)"
+        encoded = f" ({self.images_per_second:.0f} encoded/s)" if self.images_per_second else ""
+        return f"{', '.join(parts)} in {self.seconds:.1f} s{encoded}"
 
 
 @dataclass(frozen=True)

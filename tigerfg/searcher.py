@@ -148,8 +148,8 @@ class Searcher(CatalogReader):
         """Encode and store new items, batch after batch; a batch that is stored stays.
 
         Items that cannot be used and items whose id is taken are left out with their reason (in
-        the report and in the catalogue's rejects.jsonl); an item that is stored already with the
-        same content is passed over. A `Rejected` among the items, as readers give them, is noted
+        the report and in the catalogue's rejects.jsonl); an item that is stored already just
+        as it is given is passed over. A `Rejected` among the items, as readers give them, is noted
         like the others.
 
         Args:
@@ -171,7 +171,12 @@ class Searcher(CatalogReader):
         progress: OnProgress = None,
         limits: FetchLimits | None = None,
     ) -> AddReport:
-        """As `add`, but an item whose id is taken replaces the stored one."""
+        """As `add`, but an item whose id is taken replaces the stored one.
+
+        Where its picture and the text that the model reads (title, category, attributes,
+        description) are as they were, nothing is encoded: only its record, with a new price for
+        example, is stored.
+        """
         return self._ingest(items, batch_size, progress, limits, replace=True)
 
     def load(

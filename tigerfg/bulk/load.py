@@ -39,29 +39,42 @@ def load(
             f"({meta.fingerprint[:12]}): encode it again with that one"
         )
     started = time.perf_counter()
-    added = replaced = unchanged = 0
+    report = AddReport()
     rejected: list[Rejected] = []
     for batch in _batches(storage, meta.embedding_dim):
-        stored = collection.content_hashes([record.item_id for record in batch])
+        stored = collection.known(record.item_id for record in batch)
         wanted: dict[str, Record] = {}
+        updates: dict[str, str] = {}
+        unchanged = report.unchanged
         for record in batch:
             known = stored.get(record.item_id)
-            if known == record.content_hash:
+            if replace:  # the last of an id counts
+                wanted.pop(record.item_id, None)
+                updates.pop(record.item_id, None)
+            if known == (record.content_hash, record.document):
                 unchanged += 1
             elif (known is not None or record.item_id in wanted) and not replace:
                 reason = "the id is taken by another item of this catalogue: upsert replaces it"
                 rejected.append(Rejected(record.item_id, reason))
             elif wrong := collection.objection(record.document):
                 rejected.append(Rejected(record.item_id, wrong))
+            elif known is not None and known.content_hash == record.content_hash:
+                updates[record.item_id] = record.document
             else:
                 wanted[record.item_id] = record
-        changed = collection.put(list(wanted.values()), replace)
-        added, replaced = added + len(wanted) - changed, replaced + changed
-        seconds = time.perf_counter() - started
-        report = AddReport(added, replaced, unchanged, rejected, seconds)
+        updated = collection.update(updates) if updates else 0
+        replaced = collection.put(list(wanted.values()), replace)
+        report = AddReport(
+            report.added + len(wanted) - replaced,
+            report.replaced + replaced,
+            report.updated + updated,
+            unchanged,
+            rejected,
+            time.perf_counter() - started,
+        )
         if progress:
             progress(report)
-    return AddReport(added, replaced, unchanged, rejected, time.perf_counter() - started)
+    return report
 
 
 def _batches(storage: Storage, dim: int) -> Iterator[list[Record]]:

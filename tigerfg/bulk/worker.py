@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from tigerfg.bulk.storage import Storage
 from tigerfg.bundle import Bundle
 from tigerfg.catalog import parquet_row
 from tigerfg.errors import BundleError, InputError
-from tigerfg.index.store import Record
+from tigerfg.index.store import Known, Record
 from tigerfg.ingest import ingest
 from tigerfg.lazy_encoder import LazyEncoder
 from tigerfg.records import Rejected
@@ -96,9 +96,13 @@ class _Sink:
     def __init__(self) -> None:
         self.records: list[Record] = []
 
-    def content_hashes(self, item_ids: Sequence[str]) -> dict[str, bytes]:
+    def known(self, item_ids: Iterable[str]) -> dict[str, Known]:
         wanted = set(item_ids)
-        return {r.item_id: r.content_hash for r in self.records if r.item_id in wanted}
+        return {
+            r.item_id: Known(r.content_hash, r.document)
+            for r in self.records
+            if r.item_id in wanted
+        }
 
     def objection(self, document: str) -> None:
         return None

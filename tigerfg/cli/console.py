@@ -107,8 +107,7 @@ def ingest_progress(label: str, total: int | None = None) -> Iterator[Callable[[
     with progress(label) as report:
 
         def update(so_far: AddReport) -> None:
-            stored = so_far.added + so_far.replaced
-            report(stored + so_far.unchanged + len(so_far.rejected), total)
+            report(so_far.stored + len(so_far.rejected), total)
 
         yield update
 

@@ -29,7 +29,11 @@ def command(
     catalog: options.Catalog = "catalog",
     model: options.NewModel = None,
     upsert: Annotated[
-        bool, typer.Option("--upsert", help="Replace items that changed instead of refusing them.")
+        bool,
+        typer.Option(
+            "--upsert",
+            help="Replace items that changed; encode those whose picture or text did.",
+        ),
     ] = False,
     split: Annotated[
         str | None, typer.Option("--split", help="Only items whose field split has this value.")
@@ -86,7 +90,7 @@ def command(
         say(f"... and {len(result.rejected) - SHOWN_REJECTS} more")
     if result.rejects_file is not None:
         say(f"all rejects: {shown_path(result.rejects_file)}")
-    if not result.added + result.replaced + result.unchanged:
+    if not result.stored:
         if not result.rejected:
             say(f"error: {items}: no item" + (f" with split={split}" if split else ""))
         raise typer.Exit(1)

@@ -39,7 +39,7 @@ def command(
             report = searcher.load(
                 vectors,
                 replace=upsert,
-                progress=lambda now: advance(now.added + now.replaced + now.unchanged, None),
+                progress=lambda now: advance(now.stored, None),
             )
         size, place = len(searcher), searcher.info.path
     typer.echo(f"{report}; {shown_path(place)} holds {plural(size, 'item')}")

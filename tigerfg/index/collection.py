@@ -19,7 +19,7 @@ from tigerfg.index.gpu import OFF, GpuSettings
 from tigerfg.index.keeper import IndexKeeper, IndexStats, check_files
 from tigerfg.index.plan import AUTO, FLAT, IndexSettings
 from tigerfg.index.selected import SelectedIds
-from tigerfg.index.store import Record, Sampled, Store
+from tigerfg.index.store import Known, Record, Sampled, Store
 from tigerfg.index.where import parse_filter
 
 NO_GPU = GpuSettings(OFF)
@@ -138,6 +138,11 @@ class Collection:
             self._keeper.maintain()
             return replaced
 
+    def update(self, documents: Mapping[str, str]) -> int:
+        """See `Store.update`."""
+        with self._exclusive() as store:
+            return store.update(documents)
+
     def delete(self, item_ids: Iterable[str]) -> int:
         """See `Store.delete`."""
         with self._exclusive() as store:
@@ -150,10 +155,10 @@ class Collection:
         """Why an item of this JSON form cannot be stored here, or None: anything can."""
         return None
 
-    def content_hashes(self, item_ids: Iterable[str]) -> dict[str, bytes]:
-        """Content hashes of the stored ones of these items, by item id."""
+    def known(self, item_ids: Iterable[str]) -> dict[str, Known]:
+        """The stored ones of these items, by item id."""
         with self._exclusive() as store:
-            return store.content_hashes(item_ids)
+            return store.known(item_ids)
 
     def document(self, item_id: str) -> dict[str, Any] | None:
         """A stored item's JSON form, None when there is none of this id."""

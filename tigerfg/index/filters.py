@@ -8,11 +8,12 @@ and filters only ever travel as bound parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tigerfg.index.where import Condition, Group, Scalar
+from tigerfg.index.where import Condition, Group, Scalar, filter_fields
 
 Read = Callable[[str, list[Scalar]], np.ndarray]  # SQL and its parameters -> ids, in any order
 
@@ -39,6 +40,13 @@ def matching(term: Group, read: Read, everything: Callable[[], np.ndarray]) -> n
         if not len(found):
             break
     return everything() if found is None else found
+
+
+def field_rows(number: int, document: str) -> Iterator[tuple[str, Scalar, int]]:
+    """The rows of the table ``fields`` of an item, from its internal id and its JSON form."""
+    for key, values in filter_fields(json.loads(document)).items():
+        for value in values:
+            yield key, value, number
 
 
 def _part(part: Condition | Group, read: Read, everything: Callable[[], np.ndarray]) -> np.ndarray:

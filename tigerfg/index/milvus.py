@@ -23,12 +23,19 @@ from tigerfg.index.gpu import GpuSettings
 from tigerfg.index.keeper import IndexStats
 from tigerfg.index.milvus_address import MilvusAddress
 from tigerfg.index.milvus_filters import compile_filter
-from tigerfg.index.milvus_schema import MilvusIndex, key_of, objection, to_row
+from tigerfg.index.milvus_schema import (
+    ENCODED,
+    MilvusIndex,
+    key_of,
+    objection,
+    of_document,
+    to_row,
+)
 from tigerfg.index.milvus_table import MOST_RESULTS, MilvusTable
 from tigerfg.index.milvus_tuning import measure
 from tigerfg.index.photo_like import photo_like
 from tigerfg.index.plan import IndexSettings
-from tigerfg.index.store import Record, Sampled
+from tigerfg.index.store import Known, Record, Sampled
 
 META, TUNED = "tigerfg.catalog", "tigerfg.tuned"  # properties of the collection, JSON
 READ = 500  # documents read at once
@@ -137,7 +144,7 @@ class MilvusCollection:
         self.require_writer("store items")
         if not records:
             return 0
-        stored = self.content_hashes([record.item_id for record in records])
+        stored = self.known(record.item_id for record in records)
         if stored and not replace:
             raise CatalogError(
                 f"cannot store items in {self.path}: the id {min(stored)!r} is taken by another "
@@ -147,6 +154,15 @@ class MilvusCollection:
         self._table.upsert([to_row(record, number) for number, record in enumerate(records, first)])
         return len(stored)
 
+    def update(self, documents: Mapping[str, str]) -> int:
+        """See `Store.update`; a batch is one call to the server."""
+        self.require_writer("update items")
+        wanted = {key_of(item_id): document for item_id, document in documents.items()}
+        rows = self._table.rows(list(wanted), list(ENCODED))
+        if rows:
+            self._table.upsert([{**row, **of_document(wanted[row["key"]])} for row in rows])
+        return len(rows)
+
     def delete(self, item_ids: Iterable[str]) -> int:
         """See `Store.delete`."""
         self.require_writer("delete items")
@@ -155,11 +171,14 @@ class MilvusCollection:
         self._table.delete(there)
         return len(there)
 
-    def content_hashes(self, item_ids: Iterable[str]) -> dict[str, bytes]:
-        """Content hashes of the stored ones of these items, by item id."""
+    def known(self, item_ids: Iterable[str]) -> dict[str, Known]:
+        """The stored ones of these items, by item id."""
         keys = {key_of(item_id): item_id for item_id in item_ids}
-        rows = self._table.rows(list(keys), ["key", "content_hash"])
-        return {keys[row["key"]]: bytes.fromhex(row["content_hash"]) for row in rows}
+        rows = self._table.rows(list(keys), ["key", "content_hash", "document"])
+        return {
+            keys[row["key"]]: Known(bytes.fromhex(row["content_hash"]), row["document"])
+            for row in rows
+        }
 
     def document(self, item_id: str) -> dict[str, Any] | None:
         """A stored item's JSON form, None when there is none of this id."""

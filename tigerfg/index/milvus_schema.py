@@ -23,6 +23,8 @@ from tigerfg.index.store import Record, Row, checked_id
 METRIC = "COSINE"
 MOST_BYTES = 65_535  # of a text or JSON column
 LISTS = 1024
+# What was encoded of an item, and its place: columns that another JSON form leaves as they are.
+ENCODED = ("key", "number", "vector", "content_hash", "grounding_map")
 # Index types whose scores are approximate: so many candidates a result are ranked again by their
 # vectors, which come along.
 _COARSE = {"IVF_PQ": 4, "GPU_IVF_PQ": 4, "IVF_SQ8": 2, "SCANN": 2, "HNSW_SQ": 2, "HNSW_PQ": 4}
@@ -121,10 +123,14 @@ def to_row(record: Record, number: int) -> dict[str, Any]:
         "number": number,
         "vector": np.asarray(record.vector, np.float32),
         "content_hash": record.content_hash.hex(),
-        COLUMN: field_tokens(json.loads(record.document)),
-        "document": record.document,
         "grounding_map": f"{grid.shape[0]}x{grid.shape[1]}:{code}",
+        **of_document(record.document),
     }
+
+
+def of_document(document: str) -> dict[str, Any]:
+    """The columns that an item's JSON form gives."""
+    return {COLUMN: field_tokens(json.loads(document)), "document": document}
 
 
 def from_row(row: Mapping[str, Any]) -> Row:

@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,22 +27,32 @@ from tigerfg.index.database import (
     lock_for_writing,
     open_database,
 )
-from tigerfg.index.filters import matching
+from tigerfg.index.filters import field_rows, matching
 from tigerfg.index.plan import IndexSettings
-from tigerfg.index.where import Group, Scalar, filter_fields
+from tigerfg.index.store_check import problems_of
+from tigerfg.index.where import Group, Scalar
 
 _CHUNK = 500  # names or rows a statement
 _QUERIES = "queries"  # table of sample queries
+_INSERT_FIELD = "INSERT INTO fields VALUES (?, ?, ?)"
+_DELETE_FIELD = "DELETE FROM fields WHERE key = ? AND value = ? AND id = ?"
 
 
 class Record(NamedTuple):
     """One item to store: ``vector`` is (E,) of length 1, ``grounding_map`` (rows, columns)."""
 
     item_id: str
-    content_hash: bytes
+    content_hash: bytes  # of what was encoded
     document: str  # the item's JSON form
     vector: np.ndarray
     grounding_map: np.ndarray
+
+
+class Known(NamedTuple):
+    """What tells a stored item from one that is given: see `Record`."""
+
+    content_hash: bytes
+    document: str
 
 
 class Row(NamedTuple):
@@ -147,28 +157,50 @@ class Store:
                 ),
             )
             self._db.executemany(
-                "INSERT INTO fields VALUES (?, ?, ?)",
-                (row for number, r in numbered for row in _field_rows(number, r.document)),
+                _INSERT_FIELD,
+                (row for number, r in numbered for row in field_rows(number, r.document)),
             )
         return replaced
+
+    def update(self, documents: Mapping[str, str]) -> int:
+        """Give stored items other JSON forms, by item id, in one transaction.
+
+        What was encoded of them stays, and so do their internal ids: nothing that derives from the
+        vectors has to follow. Returns how many there were; unknown ids are passed.
+        """
+        with self._writing("update items"):
+            found = self._by_item_id(documents)
+            stale: set[tuple[str, Any, int]] = set()
+            fresh: set[tuple[str, Any, int]] = set()
+            for number, item_id, document in found:
+                stale.update(field_rows(number, document))
+                fresh.update(field_rows(number, documents[item_id]))
+            self._db.executemany(_DELETE_FIELD, stale - fresh)
+            self._db.executemany(_INSERT_FIELD, fresh - stale)
+            self._db.executemany(
+                "UPDATE items SET document = ? WHERE id = ?",
+                ((documents[item_id], number) for number, item_id, _ in found),
+            )
+            if found:
+                self._advance(1)  # filters select anew
+        return len(found)
 
     def delete(self, item_ids: Iterable[str]) -> int:
         """Remove items in one transaction; returns how many there were, unknown ids are passed."""
         with self._writing("delete items"):
             return self._remove(item_ids)
 
-    def content_hashes(self, item_ids: Iterable[str]) -> dict[str, bytes]:
-        """Content hashes of the stored ones of these items, by item id."""
+    def known(self, item_ids: Iterable[str]) -> dict[str, Known]:
+        """The stored ones of these items, by item id."""
         found = {}
         for chunk in _chunks(map(checked_id, item_ids)):
             with self._reading("look up items"):
-                found.update(
-                    self._db.execute(
-                        "SELECT item_id, content_hash FROM items "
-                        f"WHERE item_id IN ({_marks(chunk)})",
-                        chunk,
-                    ).fetchall()
-                )
+                for item_id, *known in self._db.execute(
+                    "SELECT item_id, content_hash, document FROM items "
+                    f"WHERE item_id IN ({_marks(chunk)})",
+                    chunk,
+                ):
+                    found[item_id] = Known(*known)
         return found
 
     def document(self, item_id: str) -> dict[str, Any] | None:
@@ -270,27 +302,8 @@ class Store:
 
     def check(self) -> list[str]:
         """Look for damage: one line each, an empty list when all is well."""
-        problems = []
-        with self._reading("check"):
-            for (line,) in self._db.execute("PRAGMA integrity_check"):
-                if line != "ok":
-                    problems.append(f"sqlite: {line}")
-            pairs = {
-                "items without a vector": "items WHERE id NOT IN (SELECT id FROM encodings)",
-                "vectors without an item": "encodings WHERE id NOT IN (SELECT id FROM items)",
-                "filter values without an item": "fields WHERE id NOT IN (SELECT id FROM items)",
-                "removed items that are still there": "removals JOIN items USING (id)",
-                "numbers after the last write": "items WHERE id > (SELECT number FROM counter)",
-            }
-            for what, source in pairs.items():
-                if count := self._db.execute(f"SELECT count(*) FROM {source}").fetchone()[0]:
-                    problems.append(f"{count} {what}")
-        for ids, vectors in self.vectors_since(0):
-            norms = np.linalg.norm(vectors, axis=1)
-            wrong = int((~(np.abs(norms - 1) < 0.01)).sum())  # fp16 rounds within 0.001
-            if wrong:
-                problems.append(f"{wrong} vectors not of length 1 among ids {ids[0]}-{ids[-1]}")
-        return problems
+        with self.snapshot():
+            return problems_of(self._db, self.vectors_since(0))
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -326,8 +339,8 @@ class Store:
         self._db.executemany("DELETE FROM items WHERE id = ?", ids)
         self._db.executemany("DELETE FROM encodings WHERE id = ?", ids)
         self._db.executemany(
-            "DELETE FROM fields WHERE key = ? AND value = ? AND id = ?",
-            (row for number, _, document in found for row in _field_rows(number, document)),
+            _DELETE_FIELD,
+            (row for number, _, document in found for row in field_rows(number, document)),
         )
         first = self._advance(len(ids)) + 1
         self._db.executemany(
@@ -373,12 +386,6 @@ class Store:
 
 def _fp16(values: np.ndarray) -> bytes:
     return np.ascontiguousarray(values, "<f2").tobytes()
-
-
-def _field_rows(number: int, document: str) -> Iterator[tuple[str, Any, int]]:
-    for key, values in filter_fields(json.loads(document)).items():
-        for value in values:
-            yield key, value, number
 
 
 def checked_id(item_id: str) -> str:
