@@ -210,6 +210,27 @@ def test_index_then_search(shop):
     assert not CONTROL.search(table)
 
 
+def test_update_changes_fields_and_lists_what_it_cannot(shop):
+    run("index", "--items", "items.jsonl")
+    lines = [{"item_id": "i1", "stock": 5}, {"item_id": "i2", "stock": 0}, {"item_id": "nope"}]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + "{broken\n"
+    (shop / "changes.jsonl").write_text(text)
+    result = run("update", "changes.jsonl")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("2 updated, 2 rejected in ")
+    assert "'nope' is not in the catalogue" in result.stderr
+    assert "changes.jsonl:4: not valid JSON" in result.stderr
+    hits = json.loads(run("search", "3.png", "--where", '{"stock": {"$gt": 1}}', "--json").stdout)
+    assert [hit["item_id"] for hit in hits] == ["i1"]
+    (shop / "changes.csv").write_text("item_id,stock\nnope,1\n")
+    assert run("update", "changes.csv").exit_code == 1
+    (shop / "changes.csv").write_text("item_id,stock,note\ni1,7,\n")
+    assert run("update", "changes.csv").exit_code == 0
+    for wrong, words in ((".", "is a directory"), ("changes.txt", "no such file")):
+        failed = run("update", wrong)
+        assert (failed.exit_code, words in failed.stderr) == (1, True)
+
+
 def test_search_filters(shop):
     run("index", "--items", "items.jsonl")
     where = json.dumps({"price": {"$gte": 6}})

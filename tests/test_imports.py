@@ -32,6 +32,7 @@ SERVING |= {
     "bulk",
     "reader",
     "query_sample",
+    "update",
 }
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),

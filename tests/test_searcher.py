@@ -210,7 +210,7 @@ def test_an_upsert_of_other_fields_encodes_nothing(searcher, engine):
     report = searcher.upsert([*cheaper, item(2, extra={"price": 12}, target_box=(0, 0, 4, 4))])
     assert (report.replaced, report.updated, report.unchanged) == (0, 2, 1)
     assert report.stored == 3
-    assert str(report).startswith("0 added, 2 updated, 1 unchanged")
+    assert str(report).startswith("2 updated, 1 unchanged in ")
     assert engine.items_encoded == encoded
     assert (searcher.get("i4").extra, searcher.get("i4").target_box) == (
         {"price": 4, "sale": True},

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from tigerfg.errors import InputError, MissingExtraError
 from tigerfg.records import Item, Query, Rejected
 
-__all__ = ["Item", "Query", "Rejected", "read_items", "read_queries"]
+__all__ = ["Item", "Query", "Rejected", "read_changes", "read_items", "read_queries"]
 
 OnReject = Callable[[Rejected], None]
 Record = TypeVar("Record", Item, Query)
@@ -64,6 +64,21 @@ def read_queries(path: str | os.PathLike, on_reject: OnReject | None = None) -> 
             + (f": give {there}" if there else "")
         )
     return _unique(_rows(file), Query, file, on_reject)
+
+
+def read_changes(path: str | os.PathLike) -> Iterator[dict[str, Any] | Rejected]:
+    """Read changes of stored items, as `Searcher.update` takes them, from a .jsonl, .csv or
+    .parquet file; what is no record comes as a `Rejected` among them.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise InputError(f"{file} is a directory: give a {', '.join(_READERS)} file of changes")
+    record_file(file, "changes")
+    for line, row in _rows(file):
+        yield Rejected(None, row, line, str(file)) if isinstance(row, str) else row
 
 
 def record_file(path: Path, stem: str) -> Path | None:

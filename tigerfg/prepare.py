@@ -55,7 +55,7 @@ def prepare(
             if "://" not in name:  # abspath would make a path of an address: decoding names it
                 name = os.path.abspath(name)
             item = dataclasses.replace(item, image=name)
-        document = json.dumps(item.to_dict(), ensure_ascii=False, allow_nan=False)
+        document = document_of(item)
         if isinstance(fetched, InputError):
             raise fetched
         if fetched is not None:
@@ -63,6 +63,11 @@ def prepare(
         return Prepared(item, document, _content_hash(item))
     except InputError as error:
         return Rejected(item_id, str(error))
+
+
+def document_of(item: Item) -> str:
+    """The JSON form in which an item that is valid is stored."""
+    return json.dumps(item.to_dict(), ensure_ascii=False, allow_nan=False)
 
 
 def _content_hash(item: Item) -> bytes:

@@ -99,11 +99,14 @@ class AddReport:
         return (self.added + self.replaced) / self.seconds if self.seconds > 0 else 0.0
 
     def __str__(self) -> str:
-        parts = [f"{self.added} added"]
-        parts += [f"{self.replaced} replaced"] if self.replaced else []
-        parts += [f"{self.updated} updated"] if self.updated else []
-        parts += [f"{self.unchanged} unchanged"] if self.unchanged else []
-        parts += [f"{len(self.rejected)} rejected"] if self.rejected else []
+        counts = {
+            "added": self.added,
+            "replaced": self.replaced,
+            "updated": self.updated,
+            "unchanged": self.unchanged,
+            "rejected": len(self.rejected),
+        }
+        parts = [f"{count} {what}" for what, count in counts.items() if count] or ["0 added"]
         encoded = f" ({self.images_per_second:.0f} encoded/s)" if self.images_per_second else ""
         return f"{', '.join(parts)} in {self.seconds:.1f} s{encoded}"
 

@@ -27,6 +27,7 @@ from tigerfg.query_sample import query_embeddings
 from tigerfg.reader import CatalogReader
 from tigerfg.records import Item, Query, Rejected
 from tigerfg.results import AddReport, Hit, SearcherInfo, VerifyReport
+from tigerfg.update import update
 from tigerfg.verify import verify
 
 if TYPE_CHECKING:
@@ -178,6 +179,31 @@ class Searcher(CatalogReader):
         example, is stored.
         """
         return self._ingest(items, batch_size, progress, limits, replace=True)
+
+    def update(
+        self, changes: Iterable[Mapping[str, Any] | Rejected], progress: OnProgress = None
+    ) -> AddReport:
+        """Change fields of stored items that the model does not read, such as prices.
+
+        Pictures are not needed: nothing is encoded, and the index has nothing to follow.
+
+            searcher.update([{"item_id": "mug-1", "price": 9.5, "stock": 0}])
+
+        Args:
+            changes: any iterable of dicts: an item_id, and the fields to change; None for a value
+                that there is no longer. Other fields stay.
+            progress: as in `add`; a thousand items are one transaction.
+
+        Returns:
+            How many were updated, and those left out, with the reason: unknown ids, and changes of
+            the picture or of the text, which take an `upsert`.
+
+        Raises:
+            CatalogError: the disk is full or refuses; the transactions before are kept.
+        """
+        self._collection.require_writer("update items")
+        with self._writing:
+            return update(changes, self._collection, progress)
 
     def load(
         self,

@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "tigerfg.cli.demo",
     "index": "tigerfg.cli.index",
     "search": "tigerfg.cli.search",
+    "update": "tigerfg.cli.update",
     "encode": "tigerfg.cli.encode",
     "load": "tigerfg.cli.load",
     "stats": "tigerfg.cli.stats",

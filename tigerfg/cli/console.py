@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tigerfg.ingest import AddReport
 
+_SHOWN_REJECTS = 5
 PIPE_WIDTH = 200  # columns of a table that goes into a file or a pipe
 
 Advance = Callable[[int, "int | None"], None]
@@ -110,6 +111,16 @@ def ingest_progress(label: str, total: int | None = None) -> Iterator[Callable[[
             report(so_far.stored + len(so_far.rejected), total)
 
         yield update
+
+
+def say_rejected(report: AddReport) -> None:
+    """What was left out, and why: the first few, and where all of them are."""
+    for reject in report.rejected[:_SHOWN_REJECTS]:
+        say(f"rejected {reject}")
+    if len(report.rejected) > _SHOWN_REJECTS:
+        say(f"... and {len(report.rejected) - _SHOWN_REJECTS} more")
+    if report.rejects_file is not None:
+        say(f"all rejects: {shown_path(report.rejects_file)}")
 
 
 def plural(count: int, noun: str) -> str:

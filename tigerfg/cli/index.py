@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tigerfg.cli import options
-from tigerfg.cli.console import ingest_progress, plural, say, shown_path
+from tigerfg.cli.console import ingest_progress, plural, say, say_rejected, shown_path
 
 if TYPE_CHECKING:
     from tigerfg.catalog import Item, Rejected
-
-SHOWN_REJECTS = 5
 
 
 def command(
@@ -84,12 +82,7 @@ def command(
         spent = sorted(result.stages.items(), key=lambda stage: -stage[1])
         shown = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent)
         typer.echo(f"stages, overlapping: {shown}")
-    for reject in result.rejected[:SHOWN_REJECTS]:
-        say(f"rejected {reject}")
-    if len(result.rejected) > SHOWN_REJECTS:
-        say(f"... and {len(result.rejected) - SHOWN_REJECTS} more")
-    if result.rejects_file is not None:
-        say(f"all rejects: {shown_path(result.rejects_file)}")
+    say_rejected(result)
     if not result.stored:
         if not result.rejected:
             say(f"error: {items}: no item" + (f" with split={split}" if split else ""))

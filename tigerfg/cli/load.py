@@ -7,9 +7,7 @@ from typing import Annotated
 import typer
 
 from tigerfg.cli import options
-from tigerfg.cli.console import plural, progress, say, shown_path
-
-SHOWN = 5
+from tigerfg.cli.console import plural, progress, say_rejected, shown_path
 
 
 def command(
@@ -43,7 +41,4 @@ def command(
             )
         size, place = len(searcher), searcher.info.path
     typer.echo(f"{report}; {shown_path(place)} holds {plural(size, 'item')}")
-    for reject in report.rejected[:SHOWN]:
-        say(f"rejected {reject}")
-    if len(report.rejected) > SHOWN:
-        say(f"... and {len(report.rejected) - SHOWN} more")
+    say_rejected(report)

@@ -1,0 +1,140 @@
+"""Searcher.update: fields that the model does not read, without pictures, wherever they lie."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from fakes import FakeBundle, FakeEngine, picture, save_picture
+from milvus_places import PLACES, new_place
+
+from tigerfg.errors import CatalogError, InputError
+from tigerfg.records import Item, Rejected
+from tigerfg.searcher import Searcher
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, tmp_path: Path):
+    yield from new_place(request.param, tmp_path)
+
+
+@pytest.fixture
+def searcher(place, engine: FakeEngine):
+    with Searcher.create(place, FakeBundle(), engine=engine) as searcher:
+        searcher.add(
+            Item(
+                f"i{n}",
+                picture(n),
+                title=f"item {n}",
+                attributes={"color": "Red"},
+                target_box=(0, 0, 8, 8),
+                extra={"price": n, "stock": 5},
+            )
+            for n in range(8)
+        )
+        yield searcher
+
+
+def test_other_fields_change_and_filters_see_them(searcher, engine):
+    encoded = engine.items_encoded
+    changes = [
+        {"item_id": "i1", "price": 99.5},
+        {"item_id": "i2", "price": 99, "stock": None, "sale": True},
+        {"item_id": "i3", "price": 3},  # as it is
+        {"item_id": "i4", "target_box": [1, 2, 3, 4], "title": "item 4"},
+    ]
+    report = searcher.update(changes)
+    assert (report.updated, report.unchanged, report.rejected) == (3, 1, [])
+    assert engine.items_encoded == encoded
+    found = searcher.search(picture(1), where={"price": {"$gt": 90}})
+    assert [hit.item_id for hit in found] == ["i1", "i2"]
+    assert [hit.item_id for hit in searcher.search(picture(5), where={"sale": True})] == ["i2"]
+    assert len(searcher.search(picture(5), where={"stock": {"$exists": True}})) == 7
+    whole = searcher.get("i1")
+    assert (whole.title, whole.attributes, whole.image) == ("item 1", {"color": "Red"}, None)
+    assert whole.extra == {"price": 99.5, "stock": 5}
+    assert searcher.get("i4").target_box == (1, 2, 3, 4)
+    assert [one.item_id for one in searcher] == [f"i{n}" for n in range(8)]
+    assert searcher.search(picture(1), k=1)[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_the_picture_stays_the_items_own(searcher, tmp_path, engine):
+    path = save_picture(tmp_path / "a.png", 20)
+    searcher.upsert([Item("a", path, title="t", extra={"price": 1})])
+    path.unlink()
+    assert searcher.update([{"item_id": "a", "price": 2, "image": str(path)}]).updated == 1
+    assert searcher.get("a").image == str(path)
+    save_picture(path, 20)
+    encoded = engine.items_encoded
+    assert searcher.upsert([Item("a", path, title="t", extra={"price": 2})]).unchanged == 1
+    assert engine.items_encoded == encoded
+
+
+def test_the_last_of_an_item_counts_and_changes_add_up(searcher):
+    changes = [{"item_id": "i1", "price": 1.5}, {"item_id": "i1", "stock": 0}]
+    assert searcher.update([*changes, {"item_id": "i1", "price": 2.5}]).updated == 1
+    assert searcher.get("i1").extra == {"price": 2.5, "stock": 0}
+    there_and_back = [{"item_id": "i2", "price": 7}, {"item_id": "i2", "price": 2}]
+    assert searcher.update(there_and_back).unchanged == 1
+    many = [{"item_id": f"i{n % 8}", "price": n} for n in range(2500)]  # three transactions
+    assert searcher.update(iter(many)).updated == 24
+    assert searcher.get("i3").extra["price"] == 2499
+
+
+@pytest.mark.parametrize(
+    ("change", "item_id", "reason"),
+    [
+        ({"item_id": "nope", "price": 1}, "nope", "'nope' is not in the catalogue"),
+        ({"item_id": "i1", "title": "other"}, "i1", "title, .* are others"),
+        ({"item_id": "i1", "attributes": {"color": "Blue"}}, "i1", "attributes .* are others"),
+        ({"item_id": "i1", "image": "b.png"}, "i1", "image is another one"),
+        ({"item_id": "i1", "price": math.nan}, "i1", "price is not JSON"),
+        ({"item_id": "i1", "price": {1, 2}}, "i1", "price is not JSON"),
+        ({"item_id": "i1", "name": "\udc80"}, "i1", "name is no valid Unicode"),
+        ({"item_id": "i1", "target_box": [3, 3, 1, 1]}, "i1", "target_box"),
+        ({"item_id": "i1", "attributes": 5}, "i1", "attributes is a number"),
+        ({"item_id": "\udc80", "price": 1}, None, "no valid Unicode"),
+        ({"price": 1}, None, "item_id is missing"),
+        ({"item_id": [1], "price": 1}, None, "item id .* is list"),
+        (7, None, "a record is a number"),
+        (Rejected(None, "no JSON", 3, "a.jsonl"), None, "no JSON"),
+    ],
+)
+def test_a_bad_change_costs_the_others_nothing(searcher, change, item_id, reason):
+    report = searcher.update(
+        [{"item_id": "i0", "price": 50}, change, {"item_id": "i7", "price": 51}]
+    )
+    assert report.updated == 2
+    [rejected] = report.rejected
+    assert rejected.item_id == item_id
+    assert re.search(reason, rejected.reason)
+    assert "\n" not in rejected.reason
+    assert [searcher.get(name).extra["price"] for name in ("i0", "i1", "i7")] == [50, 1, 51]
+    if report.rejects_file is not None:
+        assert json.loads(report.rejects_file.read_text())["reason"] == rejected.reason
+
+
+def test_bad_calls_are_refused(searcher, place):
+    for changes in ("a.jsonl", {"item_id": "i1", "price": 1}):
+        with pytest.raises(InputError, match="iterable of dicts"):
+            searcher.update(changes)
+    assert searcher.update([]).updated == 0
+    with (
+        Searcher.open(place, FakeBundle(), read_only=True) as reader,
+        pytest.raises(CatalogError, match="reading only"),
+    ):
+        reader.update([{"item_id": "i1", "price": 1}])
+
+
+def test_a_number_names_the_item_whose_id_it_is(searcher):
+    searcher.add([{"item_id": 12, "image": picture(12), "price": 1}])
+    assert searcher.update([{"item_id": 12, "price": 2}]).updated == 1
+    assert searcher.get("12").extra == {"price": 2}

@@ -1,0 +1,38 @@
+"""``tigerfg update``: other fields of stored items, without their pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tigerfg.cli import options
+from tigerfg.cli.console import ingest_progress, plural, say_rejected, shown_path
+
+
+def command(
+    changes: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHANGES", help=".jsonl, .csv or .parquet: item_id and the fields to change."
+        ),
+    ],
+    catalog: options.Catalog = "catalog",
+) -> None:
+    """Change fields that the model does not read, such as prices: nothing is encoded.
+
+    Changes of a picture or of texts are listed and left out: `tigerfg index --upsert` takes them.
+    The exit code is 0 if at least one change was good, else 1.
+    """
+    from tigerfg.catalog import read_changes
+    from tigerfg.searcher import Searcher
+
+    with Searcher.open(catalog) as searcher:
+        with ingest_progress("updating") as report:
+            result = searcher.update(read_changes(changes), progress=report)
+        size, place = len(searcher), searcher.info.path
+    typer.echo(f"{result}; {shown_path(place)} holds {plural(size, 'item')}")
+    say_rejected(result)
+    if not result.stored:
+        raise typer.Exit(1)

@@ -1,0 +1,108 @@
+"""Other fields of stored items, without their pictures: prices and stock, many times a day."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from tigerfg.errors import InputError
+from tigerfg.index.store import checked_id
+from tigerfg.ingest import Ingest, OnProgress
+from tigerfg.prepare import document_of
+from tigerfg.records import Item, Rejected
+from tigerfg.text import item_text
+
+if TYPE_CHECKING:
+    from tigerfg.index.collection import Collection
+    from tigerfg.index.milvus import MilvusCollection
+    from tigerfg.results import AddReport
+
+BATCH = 1000  # items of a transaction
+_KEPT = b"the stored picture"  # stands for one that came without a path
+
+Change = Mapping[str, Any]
+
+
+def update(
+    changes: Iterable[Change | Rejected],
+    collection: Collection | MilvusCollection,
+    progress: OnProgress = None,
+) -> AddReport:
+    """See `Searcher.update`."""
+    if isinstance(changes, (str, bytes, os.PathLike, Mapping)):
+        raise InputError(
+            f"changes is one {type(changes).__name__}: give an iterable of dicts with an item_id"
+        )
+    total = len(changes) if isinstance(changes, Sized) else None
+    with Ingest(collection.folder, progress, total) as run:
+        left = iter(changes)
+        while batch := list(islice(left, BATCH)):
+            _update(batch, collection, run)
+        return run.report()
+
+
+def _update(
+    batch: list[Change | Rejected], collection: Collection | MilvusCollection, run: Ingest
+) -> None:
+    named = list(_named(batch, run))
+    stored = {
+        item_id: known.document
+        for item_id, known in collection.known({item_id for item_id, _ in named}).items()
+    }
+    documents = dict(stored)
+    for item_id, change in named:
+        try:
+            if item_id not in documents:
+                raise InputError(f"item_id {item_id!r} is not in the catalogue: upsert it whole")
+            changed = _changed(json.loads(documents[item_id]), change)
+            if wrong := collection.objection(changed):
+                raise InputError(wrong)
+        except InputError as error:
+            run.reject(Rejected(item_id, str(error)))
+        else:
+            documents[item_id] = changed
+    other = {name: text for name, text in documents.items() if text != stored[name]}
+    for _ in range(len(stored) - len(other)):
+        run.skip_unchanged()
+    if other:
+        with run.clock.measure("store"):
+            updated = collection.update(other)
+        run.rewritten(updated)
+
+
+def _named(batch: list[Change | Rejected], run: Ingest) -> Iterator[tuple[str, Change]]:
+    """The changes that name an item; the others are rejected."""
+    for change in batch:
+        if isinstance(change, Rejected):
+            run.reject(change)
+            continue
+        try:
+            item_id = Item.from_dict(change).item_id
+            if not item_id:
+                raise InputError("item_id is missing: name the stored item that changes")
+            yield checked_id(item_id), change
+        except InputError as error:
+            run.reject(Rejected(None, str(error)))
+
+
+def _changed(stored: dict[str, Any], change: Change) -> str:
+    """The JSON form of a stored item with some fields changed.
+
+    Raises:
+        InputError: a field cannot be stored, or is one of those that were encoded.
+    """
+    name = f"item_id {stored['item_id']!r}"
+    if change.get("image", stored["image"]) != stored["image"]:
+        raise InputError(f"{name}: image is another one: upsert the whole item")
+    item = Item.from_dict({**stored, **change})
+    dataclasses.replace(item, image=item.image or _KEPT).validate()
+    if item_text(item) != item_text(Item.from_dict(stored)):
+        raise InputError(
+            f"{name}: title, category, attributes or description are others, and the embedding was "
+            "made with them: upsert the whole item"
+        )
+    return document_of(item)
