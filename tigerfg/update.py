@@ -96,7 +96,8 @@ def _changed(stored: dict[str, Any], change: Change) -> str:
         InputError: a field cannot be stored, or is one of those that were encoded.
     """
     name = f"item_id {stored['item_id']!r}"
-    if change.get("image", stored["image"]) != stored["image"]:
+    image = stored.get("image")
+    if change.get("image", image) != image:
         raise InputError(f"{name}: image is another one: upsert the whole item")
     item = Item.from_dict({**stored, **change})
     dataclasses.replace(item, image=item.image or _KEPT).validate()
