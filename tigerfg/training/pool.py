@@ -110,7 +110,7 @@ class Pool:
                 for name in ARRAYS
             }
             arrays |= {"texts": rest["texts"], "anchors": rest["anchors"]}
-            skipped, one_view = Counter(rest["skipped"]), rest.get("one_view", 0)
+            skipped, one_view = Counter(rest["skipped"]), rest["one_view"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"pool: {directory} is not a saved training pool ({error}); prepare it again"
