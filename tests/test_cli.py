@@ -222,7 +222,7 @@ def test_update_changes_fields_and_lists_what_it_cannot(shop):
     assert "changes.jsonl:4: not valid JSON" in result.stderr
     hits = json.loads(run("search", "3.png", "--where", '{"stock": {"$gt": 1}}', "--json").stdout)
     assert [hit["item_id"] for hit in hits] == ["i1"]
-    (shop / "changes.csv").write_text("item_id,stock\nnope,1\n")
+    (shop / "changes.csv").write_text("item_id,title\nnope,1\ni1,other\n")
     assert run("update", "changes.csv").exit_code == 1
     (shop / "changes.csv").write_text("item_id,stock,note\ni1,7,\n")
     assert run("update", "changes.csv").exit_code == 0

@@ -112,7 +112,7 @@ def test_a_bad_change_costs_the_others_nothing(searcher, change, item_id, reason
     report = searcher.update(
         [{"item_id": "i0", "price": 50}, change, {"item_id": "i7", "price": 51}]
     )
-    assert report.updated == 2
+    assert (report.updated, report.unchanged) == (2, 0)
     [rejected] = report.rejected
     assert rejected.item_id == item_id
     assert re.search(reason, rejected.reason)

@@ -53,12 +53,13 @@ def _update(
         item_id: known.document
         for item_id, known in collection.known({item_id for item_id, _ in named}).items()
     }
-    documents = dict(stored)
+    documents: dict[str, str] = {}  # of the items with a good change, as it is then
     for item_id, change in named:
         try:
-            if item_id not in documents:
+            if item_id not in stored:
                 raise InputError(f"item_id {item_id!r} is not in the catalogue: upsert it whole")
-            changed = _changed(json.loads(documents[item_id]), change)
+            before = documents.get(item_id, stored[item_id])
+            changed = _changed(json.loads(before), change)
             if wrong := collection.objection(changed):
                 raise InputError(wrong)
         except InputError as error:
@@ -66,7 +67,7 @@ def _update(
         else:
             documents[item_id] = changed
     other = {name: text for name, text in documents.items() if text != stored[name]}
-    for _ in range(len(stored) - len(other)):
+    for _ in range(len(documents) - len(other)):
         run.skip_unchanged()
     if other:
         with run.clock.measure("store"):
