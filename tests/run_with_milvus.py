@@ -19,7 +19,7 @@ import venv
 from pathlib import Path
 
 PACKAGES = ("milvus==2.3.5", "setuptools<81")
-TESTS = ("tests/test_searcher.py", "tests/test_milvus.py")
+TESTS = ("tests/test_searcher.py", "tests/test_milvus.py", "tests/test_update.py")
 START = 180  # seconds until the server must be usable
 
 

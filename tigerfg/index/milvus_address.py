@@ -24,6 +24,9 @@ _FORMS = (
     "milvus:///path/to/file.db/collection for Milvus Lite"
 )
 _COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+# pymilvus asks every 10 s whether a server is there. Milvus Lite takes that for an attack while
+# nothing else is asked, and closes the connection ("Too many pings").
+_CALM = {"grpc.keepalive_permit_without_calls": False}
 
 
 def is_milvus(place: object) -> bool:
@@ -115,7 +118,11 @@ class MilvusAddress:
             raise MissingExtraError("a catalogue in Milvus", package, "milvus") from error
         with explained(self, "connect"):
             return MilvusClient(
-                uri=self.uri, token=self.token, db_name=self.database, timeout=timeout
+                uri=self.uri,
+                token=self.token,
+                db_name=self.database,
+                timeout=timeout,
+                grpc_options=_CALM if self.lite else {},
             )
 
 
