@@ -342,3 +342,13 @@ def test_no_server_and_no_folder_are_clear_errors(tmp_path):
             embedding_dim=DIM,
             settings=IndexSettings("auto", 0.9, 1 << 30),
         )
+
+
+def test_only_an_idle_connection_to_lite_is_left_in_peace(monkeypatch, tmp_path):
+    """After 110 s of pings Milvus Lite closes the connection; a server may have its pings."""
+    pymilvus = pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    monkeypatch.setattr(pymilvus, "MilvusClient", lambda **options: options["grpc_options"])
+    lite = MilvusAddress.parse(f"milvus://{tmp_path}/lite.db/shop").connect()
+    assert lite == {"grpc.keepalive_permit_without_calls": False}
+    assert MilvusAddress.parse("milvus://localhost/shop").connect() == {}
