@@ -12,7 +12,11 @@ if not Path("/dev/nvidiactl").exists():
 
 import numpy as np
 import pytest
+from fakes import FakeBundle, FakeEngine
+from milvus_places import PLACES, new_place
 from PIL import Image
+
+from tigerfg.searcher import Searcher
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -35,6 +39,25 @@ def one_thread() -> Iterator[None]:
     faiss.omp_set_num_threads(1)
     yield
     faiss.omp_set_num_threads(threads)
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """That of `searcher`, which counts what it encodes."""
+    return FakeEngine()
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, tmp_path: Path):
+    """Where a catalogue may be made: a directory, or a collection in Milvus."""
+    yield from new_place(request.param, tmp_path)
+
+
+@pytest.fixture
+def searcher(place, engine: FakeEngine):
+    """An empty catalogue at every place, with a model that is none."""
+    with Searcher.create(place, FakeBundle(), engine=engine) as searcher:
+        yield searcher
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,10 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import DIM, FakeBundle, FakeEngine, picture, save_picture
-from milvus_places import PLACES, new_place
+from fakes import DIM, FakeBundle, picture, save_picture
 from PIL import Image
 
 from tigerfg.bundle import DEFAULT_MODEL
@@ -32,23 +30,6 @@ def item(number: int, seed: int | None = None, **fields) -> Item:
 
 def ids(hits) -> list[str]:
     return [hit.item_id for hit in hits]
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, tmp_path: Path):
-    """Where a catalogue may be made: a directory, or a collection in Milvus."""
-    yield from new_place(request.param, tmp_path)
-
-
-@pytest.fixture
-def searcher(place, engine: FakeEngine):
-    with Searcher.create(place, FakeBundle(), engine=engine) as searcher:
-        yield searcher
 
 
 def test_add_search_and_read_back(searcher, tmp_path, monkeypatch):

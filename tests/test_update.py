@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from pathlib import Path
 
 import pytest
-from fakes import FakeBundle, FakeEngine, picture, save_picture
-from milvus_places import PLACES, new_place
+from fakes import FakeBundle, picture, save_picture
 
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.records import Item, Rejected
@@ -17,30 +15,19 @@ from tigerfg.searcher import Searcher
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, tmp_path: Path):
-    yield from new_place(request.param, tmp_path)
-
-
-@pytest.fixture
-def searcher(place, engine: FakeEngine):
-    with Searcher.create(place, FakeBundle(), engine=engine) as searcher:
-        searcher.add(
-            Item(
-                f"i{n}",
-                picture(n),
-                title=f"item {n}",
-                attributes={"color": "Red"},
-                target_box=(0, 0, 8, 8),
-                extra={"price": n, "stock": 5},
-            )
-            for n in range(8)
+def searcher(searcher):
+    searcher.add(
+        Item(
+            f"i{n}",
+            picture(n),
+            title=f"item {n}",
+            attributes={"color": "Red"},
+            target_box=(0, 0, 8, 8),
+            extra={"price": n, "stock": 5},
         )
-        yield searcher
+        for n in range(8)
+    )
+    return searcher
 
 
 def test_other_fields_change_and_filters_see_them(searcher, engine):

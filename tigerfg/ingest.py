@@ -100,10 +100,14 @@ class Ingest:
         self.replaced += replaced
         self._tell()
 
-    def rewritten(self, count: int) -> None:
-        """Other fields of stored items are on the disk."""
-        self.updated += count
-        self._tell()
+    def update(
+        self, collection: Collection | MilvusCollection, documents: Mapping[str, str]
+    ) -> None:
+        """Store other JSON forms of items, of which nothing is encoded."""
+        if documents:
+            with self.clock.measure("store"):
+                self.updated += collection.update(documents)
+            self._tell()
 
     def skip_unchanged(self) -> None:
         """An item is stored already with the same content."""
@@ -272,14 +276,7 @@ class _Way:
                     open_ids.add(item_id)
                     self.in_flight.add(item_id)
                     yield entry.item, entry
-            self._update(updates)
-
-    def _update(self, documents: dict[str, str]) -> None:
-        """Store other fields of items whose picture and text have not changed."""
-        if documents:
-            with self.run.clock.measure("store"):
-                updated = self.collection.update(documents)
-            self.run.rewritten(updated)
+            self.run.update(self.collection, updates)
 
 
 @contextmanager

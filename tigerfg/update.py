@@ -69,10 +69,7 @@ def _update(
     other = {name: text for name, text in documents.items() if text != stored[name]}
     for _ in range(len(documents) - len(other)):
         run.skip_unchanged()
-    if other:
-        with run.clock.measure("store"):
-            updated = collection.update(other)
-        run.rewritten(updated)
+    run.update(collection, other)
 
 
 def _named(batch: list[Change | Rejected], run: Ingest) -> Iterator[tuple[str, Change]]:

@@ -144,7 +144,8 @@ class MilvusCollection:
         self.require_writer("store items")
         if not records:
             return 0
-        stored = self.known(record.item_id for record in records)
+        keys = {key_of(record.item_id): record.item_id for record in records}
+        stored = [keys[row["key"]] for row in self._table.rows(list(keys), ["key"])]
         if stored and not replace:
             raise CatalogError(
                 f"cannot store items in {self.path}: the id {min(stored)!r} is taken by another "
