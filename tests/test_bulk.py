@@ -200,6 +200,53 @@ def test_loading_refuses_what_does_not_belong(vectors, tmp_path):
         assert (report.unchanged, report.added) == (stored, 32 - stored)
 
 
+def test_loading_decides_by_what_is_stored(tmp_path):
+    """One file with an id of which there are several records, loaded as `add` and as `upsert`."""
+    rows = [
+        {"item_id": "a", "image": png(0), "price": 1},
+        {"item_id": "b", "image": png(1), "price": 1},
+        {"item_id": "a", "image": png(0), "price": 2},  # another price of what was encoded
+        {"item_id": "b", "image": png(2), "price": 2},  # another picture
+        {"item_id": "a", "image": png(0), "price": 2},
+    ]
+    (tmp_path / "items").mkdir()
+    for number, row in enumerate(rows):
+        table = pa.Table.from_pylist([row])
+        parquet.write_table(table, tmp_path / "items" / f"{number}.parquet")
+    out = tmp_path / "vectors"
+    encode(tmp_path / "items", out, **ENGINE)
+    files = sorted(out.glob("*.vectors.parquet"))
+    encoded = pa.concat_tables([parquet.read_table(file) for file in files])
+    assert encoded.column("item_id").to_pylist() == [row["item_id"] for row in rows]
+    for file in files[1:]:
+        file.unlink()
+    parquet.write_table(encoded, files[0])
+
+    def prices(searcher: Searcher) -> dict[str, int]:
+        return {item.item_id: item.extra["price"] for item in searcher}
+
+    with Searcher.create(tmp_path / "shop", **ENGINE) as searcher:
+        report = searcher.load(out)
+        assert (report.added, report.unchanged) == (2, 0)
+        assert [one.item_id for one in report.rejected] == ["a", "b", "a"]
+        assert {one.reason for one in report.rejected} == {
+            "the id is taken by another item of this catalogue: upsert replaces it"
+        }
+        assert prices(searcher) == {"a": 1, "b": 1}
+        first = searcher.search(png(2), k=1)[0].score
+        report = searcher.load(out, replace=True)
+        assert (report.added, report.replaced, report.updated) == (0, 1, 1)
+        assert (report.unchanged, report.rejected) == (2, [])
+        assert prices(searcher) == {"a": 2, "b": 2}
+        assert searcher.search(png(2), k=1)[0].score > first
+        report = searcher.load(out, replace=True)
+        assert (report.replaced, report.updated, report.unchanged) == (0, 0, 3)
+    with Searcher.create(tmp_path / "new", **ENGINE) as searcher:
+        report = searcher.load(out, replace=True)
+        assert (report.added, report.replaced, report.updated) == (2, 0, 0)
+        assert prices(searcher) == {"a": 2, "b": 2}
+
+
 def test_commands(items, tmp_path):
     out, catalog = str(tmp_path / "vectors"), str(tmp_path / "shop")
     wanted = ["encode", str(items), "--out", out, "--unit-rows", "20", "--threads", "1"]

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from tigerfg.download import Fetcher, FetchLimits, is_address
 from tigerfg.errors import InputError
-from tigerfg.index.store import Record
+from tigerfg.index.fate import Fate, fate_of
+from tigerfg.index.store import Known, Record
 from tigerfg.prepare import Prepared, prepare
 from tigerfg.records import Item, Rejected
 from tigerfg.results import AddReport
@@ -258,22 +259,23 @@ class _Way:
                     self.run.reject(entry)
                     continue
                 item_id = entry.item.item_id
-                known = stored.get(item_id)
                 if item_id in open_ids:
                     self.held.append(entry)
                     self.held_ids.add(item_id)
-                elif known == (entry.content_hash, entry.document):
+                    continue
+                given = Known(entry.content_hash, entry.document)
+                try:
+                    fate = fate_of(given, stored.get(item_id), self.collection, self.replace)
+                except InputError as error:
+                    self.run.reject(Rejected(item_id, str(error)))
+                    continue
+                if fate is Fate.UNCHANGED:
                     self.run.skip_unchanged()
-                elif known is not None and not self.replace:
-                    reason = "the id is taken by another item of this catalogue: upsert replaces it"
-                    self.run.reject(Rejected(item_id, reason))
-                elif wrong := self.collection.objection(entry.document):
-                    self.run.reject(Rejected(item_id, wrong))
-                elif known is not None and known.content_hash == entry.content_hash:
-                    open_ids.add(item_id)
+                    continue
+                open_ids.add(item_id)
+                if fate is Fate.UPDATE:
                     updates[item_id] = entry.document
                 else:
-                    open_ids.add(item_id)
                     self.in_flight.add(item_id)
                     yield entry.item, entry
             self.run.update(self.collection, updates)

@@ -11,7 +11,8 @@ import numpy as np
 from tigerfg.bulk.job import VECTORS, read_manifest
 from tigerfg.bulk.storage import Storage
 from tigerfg.errors import CatalogError, InputError
-from tigerfg.index.store import Record
+from tigerfg.index.fate import Fate, fate_of
+from tigerfg.index.store import Known, Record
 from tigerfg.records import Rejected
 from tigerfg.results import AddReport
 
@@ -47,21 +48,23 @@ def load(
         updates: dict[str, str] = {}
         unchanged = report.unchanged
         for record in batch:
-            known = stored.get(record.item_id)
+            item_id, given = record.item_id, Known(record.content_hash, record.document)
             if replace:  # the last of an id counts
-                wanted.pop(record.item_id, None)
-                updates.pop(record.item_id, None)
-            if known == (record.content_hash, record.document):
+                wanted.pop(item_id, None)
+                updates.pop(item_id, None)
+            try:
+                fate = fate_of(given, stored.get(item_id), collection, replace)
+            except InputError as error:
+                rejected.append(Rejected(item_id, str(error)))
+                continue
+            if fate is Fate.UNCHANGED:
                 unchanged += 1
-            elif (known is not None or record.item_id in wanted) and not replace:
-                reason = "the id is taken by another item of this catalogue: upsert replaces it"
-                rejected.append(Rejected(record.item_id, reason))
-            elif wrong := collection.objection(record.document):
-                rejected.append(Rejected(record.item_id, wrong))
-            elif known is not None and known.content_hash == record.content_hash:
-                updates[record.item_id] = record.document
+            elif fate is Fate.UPDATE:
+                updates[item_id] = record.document
             else:
-                wanted[record.item_id] = record
+                wanted[item_id] = record
+                if not replace:  # the first of an id counts
+                    stored[item_id] = given
         updated = collection.update(updates) if updates else 0
         replaced = collection.put(list(wanted.values()), replace)
         report = AddReport(

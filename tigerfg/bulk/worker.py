@@ -77,11 +77,12 @@ class UnitEncoder:
             if report.rejected:
                 lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in report.rejected]
                 self._out.write(unit.name + REJECTS, "".join(lines).encode())
-            self._out.write(unit.name + VECTORS, _as_parquet(sink.records, self._settings))
+            records = sink.records
+            self._out.write(unit.name + VECTORS, _as_parquet(records, self._settings))
         except InputError as error:
             return Outcome(unit.name, 0, 0, time.perf_counter() - started, {}, str(error))
         seconds = time.perf_counter() - started
-        return Outcome(unit.name, len(sink.records), len(report.rejected), seconds, report.stages)
+        return Outcome(unit.name, len(records), len(report.rejected), seconds, report.stages)
 
     def close(self) -> None:
         """Stop the engine."""
@@ -89,26 +90,27 @@ class UnitEncoder:
 
 
 class _Sink:
-    """Where `ingest` puts the records of a unit: a list."""
+    """Where `ingest` puts the records of a unit."""
 
     folder = None
 
     def __init__(self) -> None:
-        self.records: list[Record] = []
+        self._records: dict[str, Record] = {}  # by item id
+
+    @property
+    def records(self) -> list[Record]:
+        """In the order of the rows."""
+        return list(self._records.values())
 
     def known(self, item_ids: Iterable[str]) -> dict[str, Known]:
-        wanted = set(item_ids)
-        return {
-            r.item_id: Known(r.content_hash, r.document)
-            for r in self.records
-            if r.item_id in wanted
-        }
+        there = ((item_id, self._records.get(item_id)) for item_id in item_ids)
+        return {name: Known(r.content_hash, r.document) for name, r in there if r is not None}
 
     def objection(self, document: str) -> None:
         return None
 
     def put(self, records: Sequence[Record], replace: bool) -> int:
-        self.records += records
+        self._records |= {record.item_id: record for record in records}
         return 0
 
 
