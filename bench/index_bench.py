@@ -21,7 +21,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ import numpy as np
 from conditions import conditions
 from engine_report import markdown
 
-from tigerfg.index.build import build, next_nprobe
+from tigerfg.index.build import build, next_nprobe, undominated
 from tigerfg.index.factory import spanned
 from tigerfg.index.ivf import INDEX_FILE, IvfIndex
 from tigerfg.index.plan import ROW_BYTES, IndexSettings, list_count
@@ -45,11 +45,19 @@ NEAR = 8  # neighbours whose differences move a child
 AT_ONCE, BLOCK = 4096, 65_536
 SLOTS = 10_000
 MOST_PROBED = 32
-ROUNDS, TRIED = 15, 3  # of the settings that look cheapest, so many
+ROUNDS = 15
 SLOW = 5  # ms a query: as good as it gets without rounds
 MOST_S = 20
 OURS = "tigerfg"
 Search = Callable[[np.ndarray], np.ndarray]  # queries (B, E) -> ids (B, K)
+
+
+class Setting(NamedTuple):
+    """A search, and what it asks for: where another asks for less in every way, it is quicker."""
+
+    name: str
+    effort: tuple[int, ...]
+    search: Search
 
 
 class Point(NamedTuple):
@@ -140,10 +148,10 @@ def exact(vectors: np.ndarray, queries: np.ndarray, file: Path) -> np.ndarray:
 
 
 class Contender(NamedTuple):
-    """An index that was built: its searches by setting, cheapest first, and what it costs."""
+    """An index that was built: its searches, and what it costs."""
 
     name: str
-    settings: list[tuple[str, Search]]
+    settings: list[Setting]
     build_s: float
     bytes_item: float
     note: str = ""
@@ -182,7 +190,7 @@ def ours(vectors: np.ndarray, out: Path, factory: str) -> Contender:
         nprobe = 1
         while nprobe <= min(index.lists, MOST_PROBED):
             name = f"nprobe {nprobe}, {factor} candidates"
-            settings.append((name, searcher(index, nprobe, factor)))
+            settings.append(Setting(name, (nprobe, factor), searcher(index, nprobe, factor)))
             nprobe = next_nprobe(nprobe)
     name = f"{OURS} {index.notes['factory']}"
     return Contender(name, settings, seconds, size / len(vectors), "rows mapped")
@@ -216,7 +224,10 @@ def faiss_flat(vectors: np.ndarray) -> Contender:
         index.add(part)
     seconds = time.perf_counter() - started
     return Contender(
-        "faiss flat", [("exact", lambda q: index.search(q, K)[1])], seconds, 4 * vectors.shape[1]
+        "faiss flat",
+        [Setting("exact", (0,), lambda q: index.search(q, K)[1])],
+        seconds,
+        4 * vectors.shape[1],
     )
 
 
@@ -240,7 +251,10 @@ def faiss_hnsw(vectors: np.ndarray, out: Path, construction: int) -> Contender:
 
     return Contender(
         f"faiss HNSW32, efConstruction {construction}",
-        [(f"efSearch {ef}", at(ef)) for ef in (10, 16, 20, 24, 32, 48, 64, 96, 128, 256)],
+        [
+            Setting(f"efSearch {ef}", (ef,), at(ef))
+            for ef in (10, 14, 18, 20, 22, 24, 28, 32, 48, 64, 72, 80, 96, 128, 256)
+        ],
         json.loads(file.with_suffix(".json").read_text()),
         file.stat().st_size / len(vectors),
     )
@@ -271,18 +285,22 @@ def usearch(vectors: np.ndarray, out: Path, dtype: str, threads: int) -> Contend
 
     return Contender(
         f"usearch {dtype}",
-        [(f"expansion {ef}", at(ef)) for ef in (10, 16, 24, 32, 48, 64, 96, 128, 256)],
+        [
+            Setting(f"expansion {ef}", (ef,), at(ef))
+            for ef in (10, 14, 18, 24, 28, 32, 48, 64, 96, 128, 256)
+        ],
         json.loads(file.with_suffix(".json").read_text()),
         file.stat().st_size / len(vectors),
     )
 
 
-def measure(search: Search, queries: np.ndarray, truth: np.ndarray, setting: str) -> Point:
+def measure(setting: Setting, queries: np.ndarray, truth: np.ndarray) -> Point:
     """Recall, and medians over queries, one at a time and in batches, of MOST_S each at most."""
+    search = setting.search
     found = np.concatenate([search(queries[n : n + BATCH]) for n in range(0, len(queries), BATCH)])
     hits = [len(set(a.tolist()) & set(b.tolist())) for a, b in zip(found, truth, strict=True)]
     one, batch = milliseconds(search, queries, 1), milliseconds(search, queries, BATCH)
-    return Point(setting, sum(hits) / truth.size, one, batch)
+    return Point(setting.name, sum(hits) / truth.size, one, batch)
 
 
 def milliseconds(search: Search, queries: np.ndarray, batch: int) -> float:
@@ -300,42 +318,47 @@ def milliseconds(search: Search, queries: np.ndarray, batch: int) -> float:
 def curve(contender: Contender, queries: np.ndarray, truth: np.ndarray) -> list[Point]:
     """All settings, one after the other."""
     points = []
-    for setting, search in contender.settings:
-        points.append(measure(search, queries, truth, setting))
+    for setting in contender.settings:
+        points.append(measure(setting, queries, truth))
         print(f"{contender.name}: {points[-1]}", flush=True)
     return points
 
 
-def cheapest(points: list[Point], recall: float) -> list[Point]:
-    """Those that reach the recall, the cheapest first."""
-    good = [point for point in points if point.recall >= recall]
-    return sorted(good, key=lambda point: point.ms_one)
+def quickest(points: Iterable[Point]) -> Point | None:
+    return min(points, key=lambda point: point.ms_one, default=None)
+
+
+def reaching(contender: Contender, points: list[Point], recall: float) -> list[Point]:
+    """Those that reach the recall, without those that ask for more than another of them."""
+    efforts = {setting.name: setting.effort for setting in contender.settings}
+    good = (point for point in points if point.recall >= recall)
+    return undominated(good, lambda point: efforts[point.setting])
 
 
 def side_by_side(
     contenders: list[tuple[Contender, list[Point]]], queries: np.ndarray
 ) -> list[dict[str, Point | None]]:
-    """By recall, the cheapest point of every contender, its times the medians of the rounds."""
+    """By recall, the quickest point of every contender, its times the medians of the rounds."""
     best: list[dict[str, Point | None]] = [{} for _ in contenders]
     for recall in RECALLS:
         tried: list[tuple[int, Point]] = []
-        for n, (_, points) in enumerate(contenders):
-            good = cheapest(points, recall)
-            best[n][str(recall)] = good[0] if good else None
-            tried += [(n, point) for point in good[:TRIED] if point.ms_one < SLOW]
+        for n, (contender, points) in enumerate(contenders):
+            good = reaching(contender, points, recall)
+            best[n][str(recall)] = quickest(good)
+            tried += [(n, point) for point in good if point.ms_one < SLOW]
         times: list[list[tuple[float, float]]] = [[] for _ in tried]
         for _, ((n, point), taken) in itertools.product(
             range(ROUNDS), list(zip(tried, times, strict=True))
         ):
-            search = dict(contenders[n][0].settings)[point.setting]
-            one = milliseconds(search, queries, 1)
-            taken.append((one, milliseconds(search, queries, BATCH)))
+            searches = {setting.name: setting.search for setting in contenders[n][0].settings}
+            one = milliseconds(searches[point.setting], queries, 1)
+            taken.append((one, milliseconds(searches[point.setting], queries, BATCH)))
         again: dict[int, list[Point]] = {}
         for (n, point), taken in zip(tried, times, strict=True):
             one, batch = np.median(taken, axis=0).tolist()
             again.setdefault(n, []).append(point._replace(ms_one=one, ms_batch=batch))
         for n, points in again.items():
-            best[n][str(recall)] = cheapest(points, recall)[0]
+            best[n][str(recall)] = quickest(points)
     return best
 
 
@@ -392,7 +415,7 @@ def main() -> int:
         points = curve(contender, queries, truth)
         row = {"name": contender.name, "build_s": contender.build_s, "note": contender.note}
         row |= {"bytes_item": contender.bytes_item, "curve": [p._asdict() for p in points]}
-        first = {str(recall): next(iter(cheapest(points, recall)), None) for recall in RECALLS}
+        first = {str(r): quickest(reaching(contender, points, r)) for r in RECALLS}
         row["best"] = written(first)
         rows.append(row)
         save()

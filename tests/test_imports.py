@@ -33,6 +33,7 @@ SERVING |= {
     "reader",
     "query_sample",
     "update",
+    "ingest_run",
 }
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),

@@ -109,8 +109,19 @@ def test_a_bad_change_costs_the_others_nothing(searcher, change, item_id, reason
         assert json.loads(report.rejects_file.read_text())["reason"] == rejected.reason
 
 
+def test_changes_before_a_failure_are_stored(searcher):
+    def failing():
+        yield {"item_id": "i1", "price": 50}
+        yield {"item_id": "nope", "price": 51}
+        raise OSError("the feed broke off")
+
+    with pytest.raises(OSError, match="broke off"):
+        searcher.update(failing())
+    assert searcher.get("i1").extra["price"] == 50
+
+
 def test_bad_calls_are_refused(searcher, place):
-    for changes in ("a.jsonl", {"item_id": "i1", "price": 1}):
+    for changes in ("a.jsonl", {"item_id": "i1", "price": 1}, None, 5):
         with pytest.raises(InputError, match="iterable of dicts"):
             searcher.update(changes)
     assert searcher.update([]).updated == 0

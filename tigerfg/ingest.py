@@ -1,143 +1,33 @@
-"""The way of items into a catalogue: checks, content hashes, encoding, rejects, a report."""
+"""The way of items into a catalogue: checks, content hashes, encoding, storing."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tigerfg.download import Fetcher, FetchLimits, is_address
 from tigerfg.errors import InputError
 from tigerfg.index.fate import Fate, fate_of
 from tigerfg.index.store import Known, Record
+from tigerfg.ingest_run import Given, IngestRun, OnProgress
 from tigerfg.prepare import Prepared, prepare
 from tigerfg.records import Item, Rejected
 from tigerfg.results import AddReport
-from tigerfg.stage_clock import StageClock
 
 if TYPE_CHECKING:
     from tigerfg.encoder import EncodedItem, Encoder
     from tigerfg.index.collection import Collection
     from tigerfg.index.milvus import MilvusCollection
 
-REJECTS_FILE = "rejects.jsonl"
-
 Entry = Item | Mapping[str, Any] | Rejected
-OnProgress = bool | Callable[["AddReport"], object] | None
-
-_NOTIFY_EVERY = 256  # skipped items, between the batches
-
-logger = logging.getLogger("tigerfg")
 
 
 def _address(entry: Entry) -> str | None:
     """Where an item's picture is to be fetched from, None if it is not behind an address."""
     image = entry.get("image") if isinstance(entry, Mapping) else getattr(entry, "image", None)
     return image if is_address(image) else None
-
-
-@dataclass
-class Ingest:
-    """The running count of one call; a context manager that owns the progress bar.
-
-    Args:
-        folder: the catalogue's, to whose rejects.jsonl rejects are appended; None for none.
-        progress: True for a bar in the terminal, or a function that gets an `AddReport` after each
-            stored batch and, now and then, between.
-        total: number of items, if known.
-    """
-
-    folder: Path | None
-    progress: OnProgress = None
-    total: int | None = None
-    added: int = 0
-    replaced: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    rejected: list[Rejected] = field(default_factory=list)
-    rejects_file: Path | None = None
-
-    def __enter__(self) -> Ingest:
-        self.clock = StageClock()
-        self._start = time.perf_counter()
-        self._skipped = 0
-        self._stack = ExitStack()
-        self._notify: Callable[[AddReport], object] | None = None
-        if callable(self.progress):
-            self._notify = self.progress
-        elif self.progress:
-            self._notify = self._stack.enter_context(_progress_bar(self.total))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def report(self) -> AddReport:
-        """The counts so far."""
-        seconds = time.perf_counter() - self._start
-        return AddReport(
-            self.added,
-            self.replaced,
-            self.updated,
-            self.unchanged,
-            self.rejected,
-            seconds,
-            self.rejects_file,
-            self.clock.seconds,
-        )
-
-    def stored(self, count: int, replaced: int) -> None:
-        """A batch is on the disk."""
-        self.added += count - replaced
-        self.replaced += replaced
-        self._tell()
-
-    def update(
-        self, collection: Collection | MilvusCollection, documents: Mapping[str, str]
-    ) -> None:
-        """Store other JSON forms of items, of which nothing is encoded."""
-        if documents:
-            with self.clock.measure("store"):
-                self.updated += collection.update(documents)
-            self._tell()
-
-    def skip_unchanged(self) -> None:
-        """An item is stored already with the same content."""
-        self.unchanged += 1
-        self._tell_sometimes()
-
-    def reject(self, rejected: Rejected) -> None:
-        """Note an item that is left out, here and in the rejects file."""
-        self.rejected.append(rejected)
-        if self.folder is not None:
-            path = self.folder / REJECTS_FILE
-            line = json.dumps(dataclasses.asdict(rejected))
-            try:
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(line + "\n")
-                self.rejects_file = path
-            except OSError as error:
-                if len(self.rejected) == 1:
-                    logger.warning("%s cannot be written: %s", path, error.strerror)
-        self._tell_sometimes()
-
-    def _tell_sometimes(self) -> None:
-        self._skipped += 1
-        if self._skipped % _NOTIFY_EVERY == 0:
-            self._tell()
-
-    def _tell(self) -> None:
-        if self._notify is not None:
-            self._notify(self.report())
 
 
 def ingest(
@@ -154,31 +44,18 @@ def ingest(
 
     One call at a time for a collection.
     """
-    if isinstance(entries, (str, bytes, os.PathLike, Mapping, Item)):
-        raise InputError(
-            f"items is one {type(entries).__name__}: give an iterable of Item or dict; "
-            "tigerfg.catalog.read_items reads files"
-        )
+    hint = "give an iterable of Item or dict; tigerfg.catalog.read_items reads files"
+    given = Given(entries, "items", hint)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size {batch_size!r} must be a whole number, at least 1")
-    total = len(entries) if isinstance(entries, Sized) else None
-    failure: list[Exception] = []
-
-    def source() -> Iterator[Entry]:
-        try:
-            yield from entries
-        except Exception as error:  # what was read before it is kept: raised again at the end
-            failure.append(error)
-
-    with Ingest(collection.folder, progress, total) as run, Fetcher(limits) as fetcher:
+    with IngestRun(collection.folder, progress, given.total) as run, Fetcher(limits) as fetcher:
         way = _Way(run, encoder, collection, replace, batch_size)
-        read = run.clock.pulling("read", source())
+        read = run.clock.pulling("read", given)
         fetched = fetcher.ahead(read, _address, run.clock)
         way.store(encoder.ahead(way.prepare, fetched, batch_size))
         while way.held:
             way.store(way.take_held())
-        if failure:
-            raise failure[0]
+        given.raise_failure()
         return run.report()
 
 
@@ -187,7 +64,7 @@ class _Way:
 
     def __init__(
         self,
-        run: Ingest,
+        run: IngestRun,
         encoder: Encoder,
         collection: Collection | MilvusCollection,
         replace: bool,
@@ -279,33 +156,3 @@ class _Way:
                     self.in_flight.add(item_id)
                     yield entry.item, entry
             self.run.update(self.collection, updates)
-
-
-@contextmanager
-def _progress_bar(total: int | None) -> Iterator[Callable[[AddReport], None]]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("indexing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task("indexing", total=total, note="")
-
-        def update(report: AddReport) -> None:
-            done = report.stored + len(report.rejected)
-            note = f"{report.images_per_second:.0f}/s"
-            if report.rejected:
-                note += f", {len(report.rejected)} rejected"
-            bar.update(task, completed=done, note=note)
-
-        yield update

@@ -21,7 +21,8 @@ from tigerfg.index.keeper import IndexStats
 from tigerfg.index.places import Place, create_collection, holds_catalog
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.snapshot import copy_catalog
-from tigerfg.ingest import OnProgress, ingest
+from tigerfg.ingest import ingest
+from tigerfg.ingest_run import OnProgress
 from tigerfg.lazy_encoder import LazyEncoder
 from tigerfg.query_sample import query_embeddings
 from tigerfg.reader import CatalogReader

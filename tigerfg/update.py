@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tigerfg.errors import InputError
 from tigerfg.index.store import checked_id
-from tigerfg.ingest import Ingest, OnProgress
+from tigerfg.ingest_run import Given, IngestRun, OnProgress
 from tigerfg.prepare import document_of
 from tigerfg.records import Item, Rejected
 from tigerfg.text import item_text
@@ -33,20 +32,17 @@ def update(
     progress: OnProgress = None,
 ) -> AddReport:
     """See `Searcher.update`."""
-    if isinstance(changes, (str, bytes, os.PathLike, Mapping)):
-        raise InputError(
-            f"changes is one {type(changes).__name__}: give an iterable of dicts with an item_id"
-        )
-    total = len(changes) if isinstance(changes, Sized) else None
-    with Ingest(collection.folder, progress, total) as run:
-        left = iter(changes)
+    given = Given(changes, "changes", "give an iterable of dicts with an item_id")
+    with IngestRun(collection.folder, progress, given.total) as run:
+        left = iter(given)
         while batch := list(islice(left, BATCH)):
             _update(batch, collection, run)
+        given.raise_failure()
         return run.report()
 
 
 def _update(
-    batch: list[Change | Rejected], collection: Collection | MilvusCollection, run: Ingest
+    batch: list[Change | Rejected], collection: Collection | MilvusCollection, run: IngestRun
 ) -> None:
     named = list(_named(batch, run))
     stored = {
@@ -72,7 +68,7 @@ def _update(
     run.update(collection, other)
 
 
-def _named(batch: list[Change | Rejected], run: Ingest) -> Iterator[tuple[str, Change]]:
+def _named(batch: list[Change | Rejected], run: IngestRun) -> Iterator[tuple[str, Change]]:
     """The changes that name an item; the others are rejected."""
     for change in batch:
         if isinstance(change, Rejected):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tigerfg.ingest import AddReport
+    from tigerfg.results import AddReport
 
 _SHOWN_REJECTS = 5
 PIPE_WIDTH = 200  # columns of a table that goes into a file or a pipe

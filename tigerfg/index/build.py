@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,8 @@ FEW = 100  # items: below, nothing is held out of the training
 SEED = 7
 
 logger = logging.getLogger("tigerfg")
+
+P = TypeVar("P")
 
 
 class Point(NamedTuple):
@@ -153,11 +156,30 @@ def tune(
             nprobe = min(next_nprobe(nprobe), index.lists)
     good = [point for point in curve if point.recall - point.error >= target]
     if good:
+        good = undominated(good, lambda point: (point.nprobe, point.factor))
         return min(good, key=lambda point: point.ms), curve
     top = max(curve, key=lambda point: point.recall)
     if top.recall < target:
         logger.warning("recall@10 of %g is out of reach, the index gives %.3f", target, top.recall)
     return top, curve
+
+
+def undominated(points: Iterable[P], effort: Callable[[P], tuple[int, ...]]) -> list[P]:
+    """Without those that ask for as much as another or more in every way: a time below that one's
+    would be chance.
+
+    Args:
+        effort: what a point asks for, e.g. lists and candidates.
+    """
+    efforts = [(effort(point), point) for point in points]
+    return [
+        point
+        for mine, point in efforts
+        if not any(
+            other != mine and all(o <= m for o, m in zip(other, mine, strict=True))
+            for other, _ in efforts
+        )
+    ]
 
 
 def next_nprobe(nprobe: int) -> int:
