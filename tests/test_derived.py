@@ -225,6 +225,24 @@ def test_verify_sees_damaged_vectors(
     assert words in problem
 
 
+def test_vectors_do_not_differ_where_denormals_are_zero(tmp_path: Path) -> None:
+    """As some libraries set it for the whole thread when they are loaded."""
+    values = vectors(9, seed=1)
+    values[:, 0] = 1e-5  # smaller than a normal float16
+    with contextlib.closing(create(tmp_path / "shop", "IVF8,SQfp16", 500)) as collection:
+        collection.put(records(500, values))
+    torch = pytest.importorskip("torch")
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor has no such mode")
+    try:
+        with contextlib.closing(Store.open(tmp_path / "shop", read_only=True)) as store:
+            assert check_vectors(store) == []
+        with contextlib.closing(Collection.open(tmp_path / "shop", read_only=True)) as again:
+            assert found(again, values) == [[n] for n in range(500, 509)]
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_a_file_of_an_older_version_is_made_again(tmp_path: Path) -> None:
     """Without its own checksum, and with shorter records."""
     path = tmp_path / "shop"

@@ -109,6 +109,26 @@ def test_arrays_that_are_not_contiguous_are_fine(small_bundle):
 
 
 @pytest.mark.parametrize("name", CPU_ENGINES)
+def test_the_callers_arithmetic_stays_as_it_was(name, small_bundle):
+    """A runtime that takes denormal numbers for zero keeps that to its own threads.
+
+    In a process of its own: ONNX Runtime changes the caller's with the first session only.
+    """
+    code = f"""if True:
+        import numpy as np
+        from tigerfg.bundle import Bundle
+        from tigerfg.encoder import Encoder
+        from tigerfg.engines import open_engine
+        bundle = Bundle.open({str(small_bundle)!r})
+        encoder = Encoder(bundle, open_engine(bundle, {name!r}, "fp32", threads=1))
+        encoder.encode_queries([(np.zeros((9, 9, 3), np.uint8), None)])
+        print((np.full(9, 1e-40, np.float32) * np.float32(2)).all())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("name", CPU_ENGINES)
 def test_calls_from_several_threads(name, small_bundle):
     engine = open_engine(small_bundle, name, "fp32", threads=1)
     feeds = [inputs(CONV, "query", 1 + seed % 3, seed=seed) for seed in range(8)]

@@ -33,7 +33,6 @@ class OnnxRunner:
         # Spin inside a run, where the next operator is microseconds away, but not between runs,
         # where it would take the CPU from image decoding.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]

@@ -29,7 +29,7 @@ from tigerfg.index.plan import list_count
 from tigerfg.index.ranking import NEAREST, ranked
 from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
-from tigerfg.index.vectors import BLOCK, VectorRows
+from tigerfg.index.vectors import BLOCK, VectorRows, widened
 
 ADDED = 4 * BLOCK  # at once: faiss visits most lists in every call
 TRAINED_ON = 64  # vectors a list
@@ -177,7 +177,7 @@ class GpuIndex:
                 self._parts = self._made(make, sample)
                 for start in range(0, len(ids), ADDED):
                     part = ids[start : start + ADDED]
-                    self._add(self._rows.stored(part), part)
+                    self._add(widened(self._rows.stored(part)), part)
                 return make == self._gpus.lists
             except (RuntimeError, MemoryError) as error:  # faiss's, for memory either
                 reasons.append(str(error).split("Error: ")[-1].split("\n")[0])
