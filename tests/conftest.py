@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 # Without a GPU Triton kernels run in its interpreter; it is chosen when they are first imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Workers of xdist share the cores: OpenMP's threads, in torch and faiss, would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -28,17 +32,6 @@ def shared_data() -> Path:
     if not (folder / "grocery" / "standard" / "items.jsonl").is_file():
         pytest.skip(f"no product photos in {folder}: set TIGERFG_SHARED_DATA to their folder")
     return folder
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tests run side by side: OpenMP's threads, in faiss, would wait for each other."""
-    import faiss
-
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 @pytest.fixture

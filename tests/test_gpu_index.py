@@ -68,8 +68,6 @@ class CodesOnly(FaissGpus):
         raise RuntimeError("Error: out of memory")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 GPUS = [
     pytest.param(lambda: StandIns(1), id="one"),
     pytest.param(lambda: StandIns(3), id="three"),

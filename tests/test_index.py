@@ -27,8 +27,6 @@ from tigerfg.index.snapshot import copy_catalog
 from tigerfg.index.store import Record, Store
 from tigerfg.index.vectors import STAMP_FILE, VectorRows
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 DIM, LISTS = 32, 16
 GRAPH = f"IVF{LISTS}_HNSW4,RaBitQfs"
 FACTORIES = (

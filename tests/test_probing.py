@@ -18,8 +18,6 @@ from tigerfg.index.factory import require_ivf, transformed, transforms_of
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.probing import MOST, Centres, Probing, from_score, measured_margins
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ITEMS = 3000
 
 

@@ -18,8 +18,6 @@ from tigerfg.index.plan import ROW_BYTES, IndexSettings
 from tigerfg.index.probing import Centres
 from tigerfg.index.span import trained
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 DIM, RANK, LISTS = 64, 20, 16
 
 
