@@ -94,7 +94,8 @@ class Probing:
             return lists, scores
         scores = self.centres.scores(queries)
         if nprobe < count:  # as `least` has it, but for the lines that are looked at once more
-            chosen = from_score(scores, scores.max(axis=1) - self._margin(nprobe))
+            best = np.maximum.reduce(scores, 1)  # for one query, `max` takes twice as long
+            chosen = from_score(scores, best - self._margin(nprobe))
             if chosen[0].shape[1] <= MOST * nprobe:
                 return chosen
         return from_score(scores, self.least(scores, nprobe, count))
