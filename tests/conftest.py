@@ -17,10 +17,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import numpy as np
 import pytest
 from fakes import FakeBundle, FakeEngine
+from hypothesis import settings
 from milvus_places import PLACES, new_place
 from PIL import Image
 
 from tigerfg.searcher import Searcher
+
+settings.register_profile("tigerfg", deadline=None)  # no test hangs on a speed
+settings.load_profile("tigerfg")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

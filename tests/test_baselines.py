@@ -62,7 +62,7 @@ boxes = st.tuples(*[st.floats(0, 1)] * 2, *[st.floats(0.01, 1)] * 2).map(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.lists(st.tuples(boxes, boxes), min_size=1, max_size=5))
 def test_generalised_iou_agrees_with_transformers(pairs):
     from transformers.loss.loss_for_object_detection import generalized_box_iou

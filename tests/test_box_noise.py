@@ -23,7 +23,7 @@ def boxes(draw) -> tuple[float, float, float, float]:
     return x0, y0, draw(st.integers(x0 + 1, 200)), draw(st.integers(y0 + 1, 120))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(boxes(), st.sampled_from([0.95, 0.9, 0.7, 0.5, 0.1]), st.integers(0, 2**31))
 def test_the_iou_is_exact_and_the_box_inside(box, iou, seed):
     found = noisy_box(box, SIZE, iou, np.random.default_rng(seed))

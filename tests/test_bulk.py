@@ -232,6 +232,8 @@ def test_loading_decides_by_what_is_stored(tmp_path):
         assert {one.reason for one in report.rejected} == {
             "the id is taken by another item of this catalogue: upsert replaces it"
         }
+        lines = report.rejects_file.read_text().splitlines()
+        assert [json.loads(line)["item_id"] for line in lines] == ["a", "b", "a"]
         assert prices(searcher) == {"a": 1, "b": 1}
         first = searcher.search(png(2), k=1)[0].score
         report = searcher.load(out, replace=True)

@@ -243,6 +243,34 @@ def test_vectors_do_not_differ_where_denormals_are_zero(tmp_path: Path) -> None:
         torch.set_flush_denormal(False)
 
 
+def test_verify_sees_one_state_beside_a_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(create(tmp_path / "shop", "IVF8,SQfp16", 500)) as collection:
+
+        class Overtaken(VectorRows):
+            def __init__(self, store: Store) -> None:
+                super().__init__(store)
+                collection.put(records(len(collection), vectors(5, seed=len(collection))))
+
+        monkeypatch.setattr("tigerfg.index.vectors.VectorRows", Overtaken)
+        count, problems, chosen = collection.inspect(600, 0)
+        assert (count, problems, len(chosen), len(collection)) == (500, [], 500, 505)
+
+
+def test_what_seems_damaged_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index that a writer saves meanwhile is newer than what is looked at."""
+    with contextlib.closing(create(tmp_path / "shop", "IVF8,SQfp16", 500)) as collection:
+        looks = iter([["newer than the store"], []])
+        monkeypatch.setattr("tigerfg.index.keeper.check_vectors", lambda store: next(looks))
+        assert collection.inspect(0, 0)[1] == []
+        assert list(looks) == []
+        monkeypatch.setattr("tigerfg.index.keeper.check_vectors", lambda store: ["damaged"])
+        assert collection.inspect(0, 0)[1] == ["damaged"]
+
+
 def test_a_file_of_an_older_version_is_made_again(tmp_path: Path) -> None:
     """Without its own checksum, and with shorter records."""
     path = tmp_path / "shop"

@@ -166,9 +166,7 @@ def select(store: Store, where: dict[str, Any]) -> np.ndarray:
     return store.select(parse_filter(where))
 
 
-@settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stored=documents(), where=filters())
 def test_filter_equals_python_evaluation(store, stored, where):
     stored = fill(store, stored)

@@ -169,7 +169,7 @@ def test_few_allowed_items_are_compared_exactly(filled: Path) -> None:
         assert len(set(numbers(matches)) & set(best.tolist())) >= 19  # fp16 may swap the last two
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["put", "replace", "delete", "flush"]), st.integers(0, 400)),

@@ -50,7 +50,7 @@ def retrieval(draw):
     return scores, correct
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(retrieval())
 def test_ranking_metrics_equal_naive_loops(case):
     scores, correct = case
@@ -64,7 +64,7 @@ def test_ranking_metrics_equal_naive_loops(case):
         assert metrics.precision_at_r(found) == pytest.approx(at_r, abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(retrieval(), st.data())
 def test_excluded_items_are_as_if_they_were_not_there(case, data):
     scores, correct = case
@@ -127,7 +127,7 @@ def test_pointing_and_mass(size, shape):
     assert metrics.mass_inside(grid, outside, size) == 0.0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.integers(0, 48), min_size=4, max_size=4).filter(
         lambda b: b[0] != b[2] and b[1] != b[3]

@@ -90,9 +90,7 @@ def opened(kind: str, folder: Path, **options):
         collection.close()
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=filters())
 def test_filter_equals_python_evaluation(population, where):
     collection, stored = population

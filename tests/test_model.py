@@ -85,7 +85,7 @@ def grounding_cases(draw):
     }
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(grounding_cases())
 def test_absorbed_form_is_the_usual_form(case):
     torch.manual_seed(case["seed"])

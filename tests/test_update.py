@@ -7,11 +7,18 @@ import math
 import re
 
 import pytest
-from fakes import FakeBundle, picture, save_picture
+from fakes import FakeBundle, FakeEngine, picture, save_picture
 
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.records import Item, Rejected
 from tigerfg.searcher import Searcher
+
+ATTRIBUTES = {"color": "Red", "size": "S"}
+
+
+def nested(depth):
+    """A list in a list in a list ..."""
+    return [nested(depth - 1)] if depth else 1
 
 
 @pytest.fixture
@@ -21,7 +28,7 @@ def searcher(searcher):
             f"i{n}",
             picture(n),
             title=f"item {n}",
-            attributes={"color": "Red"},
+            attributes=ATTRIBUTES,
             target_box=(0, 0, 8, 8),
             extra={"price": n, "stock": 5},
         )
@@ -46,7 +53,7 @@ def test_other_fields_change_and_filters_see_them(searcher, engine):
     assert [hit.item_id for hit in searcher.search(picture(5), where={"sale": True})] == ["i2"]
     assert len(searcher.search(picture(5), where={"stock": {"$exists": True}})) == 7
     whole = searcher.get("i1")
-    assert (whole.title, whole.attributes, whole.image) == ("item 1", {"color": "Red"}, None)
+    assert (whole.title, whole.attributes, whole.image) == ("item 1", ATTRIBUTES, None)
     assert whole.extra == {"price": 99.5, "stock": 5}
     assert searcher.get("i4").target_box == (1, 2, 3, 4)
     assert [one.item_id for one in searcher] == [f"i{n}" for n in range(8)]
@@ -57,7 +64,7 @@ def test_the_picture_stays_the_items_own(searcher, tmp_path, engine):
     path = save_picture(tmp_path / "a.png", 20)
     searcher.upsert([Item("a", path, title="t", extra={"price": 1})])
     path.unlink()
-    assert searcher.update([{"item_id": "a", "price": 2, "image": str(path)}]).updated == 1
+    assert searcher.update([{"item_id": "a", "price": 2, "image": path}]).updated == 1
     assert searcher.get("a").image == str(path)
     save_picture(path, 20)
     encoded = engine.items_encoded
@@ -67,13 +74,14 @@ def test_the_picture_stays_the_items_own(searcher, tmp_path, engine):
 
 def test_the_last_of_an_item_counts_and_changes_add_up(searcher):
     changes = [{"item_id": "i1", "price": 1.5}, {"item_id": "i1", "stock": 0}]
-    assert searcher.update([*changes, {"item_id": "i1", "price": 2.5}]).updated == 1
+    assert searcher.update([*changes, {"item_id": "i1", "price": 2.5}]).updated == 3
     assert searcher.get("i1").extra == {"price": 2.5, "stock": 0}
     there_and_back = [{"item_id": "i2", "price": 7}, {"item_id": "i2", "price": 2}]
-    assert searcher.update(there_and_back).unchanged == 1
-    many = [{"item_id": f"i{n % 8}", "price": n} for n in range(2500)]  # three transactions
-    assert searcher.update(iter(many)).updated == 24
-    assert searcher.get("i3").extra["price"] == 2499
+    report = searcher.update([*there_and_back, there_and_back[-1]])
+    assert (report.updated, report.unchanged) == (2, 1)
+    many = [{"item_id": f"i{n % 8}", "price": n + 0.25} for n in range(2500)]  # three transactions
+    assert searcher.update(iter(many)).updated == 2500
+    assert searcher.get("i3").extra["price"] == 2499.25
 
 
 @pytest.mark.parametrize(
@@ -88,6 +96,10 @@ def test_the_last_of_an_item_counts_and_changes_add_up(searcher):
         ({"item_id": "i1", "name": "\udc80"}, "i1", "name is no valid Unicode"),
         ({"item_id": "i1", "target_box": [3, 3, 1, 1]}, "i1", "target_box"),
         ({"item_id": "i1", "attributes": 5}, "i1", "attributes is a number"),
+        ({"item_id": "i1", "attributes": {1: "a"}}, "i1", "attributes has a number for a name"),
+        ({"item_id": "i1", "x": nested(101)}, "i1", "x has lists or objects more than 100 deep"),
+        ({"item_id": "i1", "attributes": {"a": nested(900)}}, "i1", "attributes has lists"),
+        ({"item_id": "i1", "size": "L"}, "i1", "size is one of its attributes"),
         ({"item_id": "\udc80", "price": 1}, None, "no valid Unicode"),
         ({"price": 1}, None, "item_id is missing"),
         ({"item_id": [1], "price": 1}, None, "item id .* is list"),
@@ -107,6 +119,14 @@ def test_a_bad_change_costs_the_others_nothing(searcher, change, item_id, reason
     assert [searcher.get(name).extra["price"] for name in ("i0", "i1", "i7")] == [50, 1, 51]
     if report.rejects_file is not None:
         assert json.loads(report.rejects_file.read_text())["reason"] == rejected.reason
+
+
+def test_none_takes_a_field_away(searcher):
+    before = searcher.get("i1")
+    assert searcher.update([{"item_id": "i1", "note": "x", "box": nested(100)}]).updated == 1
+    taken = {"item_id": "i1", "note": None, "box": None, "never": None, "image": None}
+    assert searcher.update([taken]).updated == 1
+    assert searcher.get("i1").to_dict() == before.to_dict()
 
 
 def test_changes_before_a_failure_are_stored(searcher):
@@ -136,3 +156,25 @@ def test_a_number_names_the_item_whose_id_it_is(searcher):
     searcher.add([{"item_id": 12, "image": picture(12), "price": 1}])
     assert searcher.update([{"item_id": 12, "price": 2}]).updated == 1
     assert searcher.get("12").extra == {"price": 2}
+
+
+def test_a_file_of_whole_items_can_be_given(place, tmp_path):
+    """Pictures beside it; null in JSON takes a field away, an empty cell of a table does not."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs the extra scale")
+    import pyarrow
+
+    from tigerfg.catalog import read_changes, read_items
+
+    save_picture(tmp_path / "a.png", 1)
+    row = {"item_id": "a", "image": "a.png", "title": "t", "price": 2, "stock": 5}
+    file, table = tmp_path / "items.jsonl", tmp_path / "changes.parquet"
+    file.write_text(json.dumps(row))
+    parquet.write_table(pyarrow.Table.from_pylist([{**row, "price": 3, "stock": None}]), table)
+    with Searcher.create(place, FakeBundle(), engine=FakeEngine()) as searcher:
+        assert searcher.add(read_items(file)).added == 1
+        assert searcher.update(read_changes(file)).unchanged == 1
+        assert searcher.update(read_changes(table)).updated == 1
+        assert searcher.get("a").extra == {"price": 3, "stock": 5}
+        file.write_text(json.dumps({**row, "stock": None}))
+        assert searcher.update(read_changes(file)).updated == 1
+        assert searcher.get("a").extra == {"price": 2}

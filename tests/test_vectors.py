@@ -47,7 +47,7 @@ WRITES = st.tuples(
 
 
 @given(history=st.lists(WRITES, min_size=1, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_id_has_its_vector(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[int, list[int], str]]
 ) -> None:

@@ -70,6 +70,9 @@ def read_changes(path: str | os.PathLike) -> Iterator[dict[str, Any] | Rejected]
     """Read changes of stored items, as `Searcher.update` takes them, from a .jsonl, .csv or
     .parquet file; what is no record comes as a `Rejected` among them.
 
+    Empty cells of a table leave a field as it is; null in a .jsonl file takes it away. Paths of
+    pictures are resolved as `read_items` does, so that a file of whole items can be given.
+
     Raises:
         InputError: the file cannot be read.
     """
@@ -78,7 +81,14 @@ def read_changes(path: str | os.PathLike) -> Iterator[dict[str, Any] | Rejected]
         raise InputError(f"{file} is a directory: give a {', '.join(_READERS)} file of changes")
     record_file(file, "changes")
     for line, row in _rows(file):
-        yield Rejected(None, row, line, str(file)) if isinstance(row, str) else row
+        if isinstance(row, str):
+            yield Rejected(None, row, line, str(file))
+            continue
+        if file.suffix.lower() == ".parquet":
+            row = {key: value for key, value in row.items() if value is not None}
+        if isinstance(row.get("image"), str) and row["image"]:
+            row["image"] = _resolve(row["image"], file.absolute().parent)
+        yield row
 
 
 def record_file(path: Path, stem: str) -> Path | None:

@@ -123,12 +123,22 @@ class IngestRun:
         self._tell()
 
     def update(
-        self, collection: Collection | MilvusCollection, documents: Mapping[str, str]
+        self,
+        collection: Collection | MilvusCollection,
+        documents: Mapping[str, str],
+        changes: int | None = None,
     ) -> None:
-        """Store other JSON forms of items, of which nothing is encoded."""
+        """Store other JSON forms of items, of which nothing is encoded.
+
+        Args:
+            changes: how many of the caller's they are; None: one an item.
+        """
+        changes = len(documents) if changes is None else changes
         if documents:
             with self.clock.measure("store"):
-                self.updated += collection.update(documents)
+                changes -= len(documents) - collection.update(documents)
+        if changes:
+            self.updated += changes
             self._tell()
 
     def skip_unchanged(self) -> None:

@@ -51,10 +51,7 @@ def prepare(
         item_id = item.item_id if isinstance(item.item_id, str) else None
         item.validate()
         if isinstance(item.image, (str, os.PathLike)):
-            name = os.fsdecode(item.image)
-            if "://" not in name:  # abspath would make a path of an address: decoding names it
-                name = os.path.abspath(name)
-            item = dataclasses.replace(item, image=name)
+            item = dataclasses.replace(item, image=stored_path(item.image))
         document = document_of(item)
         if isinstance(fetched, InputError):
             raise fetched
@@ -63,6 +60,13 @@ def prepare(
         return Prepared(item, document, _content_hash(item))
     except InputError as error:
         return Rejected(item_id, str(error))
+
+
+def stored_path(image: str | os.PathLike) -> str:
+    """A picture's path as it is stored: absolute, or its address."""
+    name = os.fsdecode(image)
+    # abspath would make a path of an address: decoding names it
+    return name if "://" in name else os.path.abspath(name)
 
 
 def document_of(item: Item) -> str:

@@ -14,6 +14,8 @@ from tigerfg.errors import InputError
 if TYPE_CHECKING:
     from tigerfg.decoding import ImageSource
 
+MOST_DEPTH = 100  # of lists and objects in a field: far below where Python's own stack ends
+
 
 @dataclass(frozen=True)
 class Item:
@@ -87,6 +89,9 @@ class Item:
             value = getattr(self, key)
             if not isinstance(value, Mapping):
                 raise InputError(f"{name}: {key} is {_kind(value)}, not an object")
+        for key in self.attributes:
+            if not isinstance(key, str):
+                raise InputError(f"{name}: attributes has {_kind(key)} for a name: give a string")
         _check_json(self.to_dict(), name)
 
     @property
@@ -208,7 +213,10 @@ def _check_image(image: Any, name: str) -> None:
 
 
 def _check_json(record: dict[str, Any], name: str) -> None:
-    """Whether the store can keep the record: JSON values only, no lone surrogates."""
+    """Whether the store can keep the record: JSON values only, no lone surrogates, not too deep."""
+    for key, value in record.items():
+        if _deeper(value, MOST_DEPTH):
+            raise InputError(f"{name}: {key} has lists or objects more than {MOST_DEPTH} deep")
     try:
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
@@ -220,6 +228,15 @@ def _check_json(record: dict[str, Any], name: str) -> None:
             except (TypeError, ValueError, RecursionError) as cause:
                 raise InputError(f"{name}: {key} is not JSON: {cause}") from error
         raise InputError(f"{name}: the record is not JSON: {error}") from error
+
+
+def _deeper(value: Any, most: int) -> bool:
+    """Whether lists and objects stand deeper in one another than that."""
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return False
+    return not most or any(_deeper(entry, most - 1) for entry in value)
 
 
 def _kind(value: Any) -> str:

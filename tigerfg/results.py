@@ -68,8 +68,8 @@ class AddReport:
     Attributes:
         added: items that were not in the catalogue and now are.
         replaced: items that took the place of a stored one (`upsert` only).
-        updated: stored items whose picture and text are the same and whose other fields changed
-            (`upsert` only): nothing was encoded.
+        updated: stored items whose picture and text are the same and whose other fields changed:
+            nothing was encoded; of `update`, changes.
         unchanged: items that are stored already just as they are given.
         rejected: items left out, with their reasons.
         seconds: time since the call began.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,13 +191,15 @@ class Searcher(CatalogReader):
             searcher.update([{"item_id": "mug-1", "price": 9.5, "stock": 0}])
 
         Args:
-            changes: any iterable of dicts: an item_id, and the fields to change; None for a value
-                that there is no longer. Other fields stay.
+            changes: any iterable of dicts: an item_id, and the fields to change; None takes a
+                field away. Other fields stay.
             progress: as in `add`; a thousand items are one transaction.
 
         Returns:
-            How many were updated, and those left out, with the reason: unknown ids, and changes of
-            the picture or of the text, which take an `upsert`.
+            How many changed something, and those left out, with the reason: unknown ids, and
+            changes of the picture or of the text (attributes are part of it), which take an
+            `upsert`. In Milvus, another process that writes the same item meanwhile may be undone:
+            let one process write an item.
 
         Raises:
             CatalogError: the disk is full or refuses; the transactions before are kept.
@@ -210,14 +212,14 @@ class Searcher(CatalogReader):
         self,
         path: str | os.PathLike,
         replace: bool = False,
-        progress: Callable[[AddReport], object] | None = None,
+        progress: OnProgress = None,
     ) -> AddReport:
         """Store items that `tigerfg encode` encoded, without encoding anything.
 
         Args:
             path: the directory or address that it wrote to.
             replace: as `upsert`; else as `add`. A call that was interrupted is simply repeated.
-            progress: gets an `AddReport` after each stored batch.
+            progress: as in `add`.
 
         Raises:
             InputError: no such results there, or damaged ones.
@@ -301,8 +303,7 @@ class Searcher(CatalogReader):
         if not isinstance(sample, int) or sample < 0:
             raise InputError(f"sample {sample!r} must be a whole number, at least 0")
         self._collection.require_open()
-        encoder = self._get_encoder() if sample and len(self) else None
-        return verify(self._collection, encoder, sample, seed)
+        return verify(self._collection, self._get_encoder, sample, seed)
 
     def close(self) -> None:
         """Close the catalogue; a second call does nothing."""

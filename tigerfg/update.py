@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tigerfg.errors import InputError
 from tigerfg.index.store import checked_id
 from tigerfg.ingest_run import Given, IngestRun, OnProgress
-from tigerfg.prepare import document_of
+from tigerfg.prepare import document_of, stored_path
 from tigerfg.records import Item, Rejected
 from tigerfg.text import item_text
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tigerfg.results import AddReport
 
 BATCH = 1000  # items of a transaction
+_FIELDS = {field.name for field in dataclasses.fields(Item)}
 _KEPT = b"the stored picture"  # stands for one that came without a path
 
 Change = Mapping[str, Any]
@@ -49,23 +51,25 @@ def _update(
         item_id: known.document
         for item_id, known in collection.known({item_id for item_id, _ in named}).items()
     }
-    documents: dict[str, str] = {}  # of the items with a good change, as it is then
+    documents = dict(stored)  # as they are after the changes so far
+    updated = 0
     for item_id, change in named:
         try:
             if item_id not in stored:
                 raise InputError(f"item_id {item_id!r} is not in the catalogue: upsert it whole")
-            before = documents.get(item_id, stored[item_id])
-            changed = _changed(json.loads(before), change)
+            changed = _changed(json.loads(documents[item_id]), change)
             if wrong := collection.objection(changed):
                 raise InputError(wrong)
         except InputError as error:
             run.reject(Rejected(item_id, str(error)))
+            continue
+        if changed == documents[item_id]:
+            run.skip_unchanged()
         else:
             documents[item_id] = changed
+            updated += 1
     other = {name: text for name, text in documents.items() if text != stored[name]}
-    for _ in range(len(documents) - len(other)):
-        run.skip_unchanged()
-    run.update(collection, other)
+    run.update(collection, other, updated)
 
 
 def _named(batch: list[Change | Rejected], run: IngestRun) -> Iterator[tuple[str, Change]]:
@@ -90,10 +94,21 @@ def _changed(stored: dict[str, Any], change: Change) -> str:
         InputError: a field cannot be stored, or is one of those that were encoded.
     """
     name = f"item_id {stored['item_id']!r}"
-    image = stored.get("image")
-    if change.get("image", image) != image:
+    image, given = stored.get("image"), change.get("image")
+    if isinstance(given, (str, os.PathLike)):
+        given = stored_path(given)
+    if given is not None and given != image:
         raise InputError(f"{name}: image is another one: upsert the whole item")
-    item = Item.from_dict({**stored, **change})
+    for key in (change.keys() - _FIELDS) & stored["attributes"].keys():
+        if change[key] == stored.get(key):
+            continue
+        raise InputError(
+            f"{name}: {key} is one of its attributes, which filters see before a field of that "
+            "name and the embedding was made with: upsert the whole item"
+        )
+    gone = {key for key, value in change.items() if value is None and key not in _FIELDS}
+    merged = {**stored, **change, "image": image}
+    item = Item.from_dict({key: value for key, value in merged.items() if key not in gone})
     dataclasses.replace(item, image=item.image or _KEPT).validate()
     if item_text(item) != item_text(Item.from_dict(stored)):
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,21 +33,24 @@ UNUSABLE = "picture that cannot be encoded now"
 
 
 def verify(
-    collection: Collection | MilvusCollection, encoder: Encoder | None, sample: int, seed: int
+    collection: Collection | MilvusCollection,
+    get_encoder: Callable[[], Encoder],
+    sample: int,
+    seed: int,
 ) -> VerifyReport:
     """See `Searcher.verify`; searches and writes go on beside it.
 
     Args:
-        encoder: None to leave the pictures alone.
+        get_encoder: starts the model; called where there are pictures to encode.
     """
     started = time.perf_counter()
     items, chosen = 0, []
     try:
-        items, problems, chosen = collection.inspect(sample if encoder else 0, seed)
+        items, problems, chosen = collection.inspect(sample, seed)
     except CatalogError as error:
         problems = [str(error)]
     skipped: Counter[str] = Counter()
-    cosines = _cosines(chosen, encoder, skipped) if encoder is not None else {}
+    cosines = _cosines(chosen, get_encoder(), skipped) if chosen else {}
     far = sorted((cosine, item_id) for item_id, cosine in cosines.items() if cosine < LEAST_COSINE)
     if far:
         named = ", ".join(f"{item_id!r} ({cosine:.3f})" for cosine, item_id in far[:SHOWN])
@@ -78,5 +82,6 @@ def _cosines(chosen: list[Sampled], encoder: Encoder, skipped: Counter[str]) -> 
         if isinstance(result, InputError):
             skipped[UNUSABLE] += 1
         else:
-            found[item.item_id] = float(vector @ result.embedding / np.linalg.norm(vector))
+            length = float(np.linalg.norm(vector))  # 0 or NaN of a damaged one
+            found[item.item_id] = float(vector @ result.embedding) / length if length > 0 else 0.0
     return found

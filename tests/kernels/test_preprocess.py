@@ -229,7 +229,6 @@ def geometries(draw: st.DrawFn) -> tuple[int, int, list[float]]:
 
 @settings(
     max_examples=12,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

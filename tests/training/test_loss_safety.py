@@ -18,7 +18,7 @@ from tigerfg.training.distillation import (
 from tigerfg.training.losses import info_nce
 from tigerfg.training.regions import box_regions
 
-SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=60, derandomize=True)
 DTYPES = st.sampled_from([torch.bfloat16, torch.float32, torch.float64])
 SEEDS = st.integers(0, 2**20)
 # Never in a rounding of 1: a scale or temperature of training's range, and far beyond it.

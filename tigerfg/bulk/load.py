@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +12,13 @@ from tigerfg.bulk.storage import Storage
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.fate import Fate, fate_of
 from tigerfg.index.store import Known, Record
+from tigerfg.ingest_run import IngestRun, OnProgress
 from tigerfg.records import Rejected
-from tigerfg.results import AddReport
 
 if TYPE_CHECKING:
     from tigerfg.index.collection import Collection
     from tigerfg.index.milvus import MilvusCollection
+    from tigerfg.results import AddReport
 
 BATCH = 1000  # records of a transaction
 
@@ -28,7 +28,7 @@ def load(
     collection: Collection | MilvusCollection,
     *,
     replace: bool,
-    progress: Callable[[AddReport], object] | None = None,
+    progress: OnProgress = None,
 ) -> AddReport:
     """See `Searcher.load`."""
     storage = Storage(place)
@@ -39,45 +39,39 @@ def load(
             f"({manifest['fingerprint'][:12]}), {collection.path} holds vectors of {meta.model} "
             f"({meta.fingerprint[:12]}): encode it again with that one"
         )
-    started = time.perf_counter()
-    report = AddReport()
-    rejected: list[Rejected] = []
-    for batch in _batches(storage, meta.embedding_dim):
-        stored = collection.known(record.item_id for record in batch)
-        wanted: dict[str, Record] = {}
-        updates: dict[str, str] = {}
-        unchanged = report.unchanged
-        for record in batch:
-            item_id, given = record.item_id, Known(record.content_hash, record.document)
-            if replace:  # the last of an id counts
-                wanted.pop(item_id, None)
-                updates.pop(item_id, None)
-            try:
-                fate = fate_of(given, stored.get(item_id), collection, replace)
-            except InputError as error:
-                rejected.append(Rejected(item_id, str(error)))
-                continue
-            if fate is Fate.UNCHANGED:
-                unchanged += 1
-            elif fate is Fate.UPDATE:
-                updates[item_id] = record.document
-            else:
-                wanted[item_id] = record
-                if not replace:  # the first of an id counts
-                    stored[item_id] = given
-        updated = collection.update(updates) if updates else 0
-        replaced = collection.put(list(wanted.values()), replace)
-        report = AddReport(
-            report.added + len(wanted) - replaced,
-            report.replaced + replaced,
-            report.updated + updated,
-            unchanged,
-            rejected,
-            time.perf_counter() - started,
-        )
-        if progress:
-            progress(report)
-    return report
+    with IngestRun(collection.folder, progress) as run:
+        for batch in _batches(storage, meta.embedding_dim):
+            _load(batch, collection, replace, run)
+        return run.report()
+
+
+def _load(
+    batch: list[Record], collection: Collection | MilvusCollection, replace: bool, run: IngestRun
+) -> None:
+    stored = collection.known(record.item_id for record in batch)
+    wanted: dict[str, Record] = {}
+    updates: dict[str, str] = {}
+    for record in batch:
+        item_id, given = record.item_id, Known(record.content_hash, record.document)
+        if replace:  # the last of an id counts
+            wanted.pop(item_id, None)
+            updates.pop(item_id, None)
+        try:
+            fate = fate_of(given, stored.get(item_id), collection, replace)
+        except InputError as error:
+            run.reject(Rejected(item_id, str(error)))
+            continue
+        if fate is Fate.UNCHANGED:
+            run.skip_unchanged()
+        elif fate is Fate.UPDATE:
+            updates[item_id] = record.document
+        else:
+            wanted[item_id] = record
+            if not replace:  # the first of an id counts
+                stored[item_id] = given
+    run.update(collection, updates)
+    if wanted:
+        run.stored(len(wanted), collection.put(list(wanted.values()), replace))
 
 
 def _batches(storage: Storage, dim: int) -> Iterator[list[Record]]:

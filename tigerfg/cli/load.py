@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tigerfg.cli import options
-from tigerfg.cli.console import plural, progress, say_rejected, shown_path
+from tigerfg.cli.console import ingest_progress, plural, say_rejected, shown_path
 
 
 def command(
@@ -24,6 +24,7 @@ def command(
     """Store encoded items in a catalogue, which is created where there is none.
 
     Items that are there already, unchanged, are skipped, so an interrupted run is simply repeated.
+    The exit code is 1 if every item was refused.
     """
     from tigerfg.bulk.job import read_manifest
     from tigerfg.bulk.storage import Storage
@@ -33,12 +34,10 @@ def command(
     if model is None and not holds_catalog(catalog):
         model = read_manifest(Storage(vectors))["model"]
     with Searcher.create(catalog, model=model, exist_ok=True) as searcher:
-        with progress("loading") as advance:
-            report = searcher.load(
-                vectors,
-                replace=upsert,
-                progress=lambda now: advance(now.stored, None),
-            )
+        with ingest_progress("loading") as advance:
+            report = searcher.load(vectors, replace=upsert, progress=advance)
         size, place = len(searcher), searcher.info.path
     typer.echo(f"{report}; {shown_path(place)} holds {plural(size, 'item')}")
     say_rejected(report)
+    if report.rejected and not report.stored:
+        raise typer.Exit(1)

@@ -19,16 +19,18 @@ def command(
         ),
     ],
     catalog: options.Catalog = "catalog",
+    model: options.MovedModel = None,
 ) -> None:
     """Change fields that the model does not read, such as prices: nothing is encoded.
 
-    Changes of a picture or of texts are listed and left out: `tigerfg index --upsert` takes them.
+    Empty cells leave a field as it is; null in a .jsonl file takes it away. Changes of a picture or
+    of texts are listed and left out: `tigerfg index --upsert` takes them.
     The exit code is 0 if at least one change was good, else 1.
     """
     from tigerfg.catalog import read_changes
     from tigerfg.searcher import Searcher
 
-    with Searcher.open(catalog) as searcher:
+    with Searcher.open(catalog, model) as searcher:
         with ingest_progress("updating") as report:
             result = searcher.update(read_changes(changes), progress=report)
         size, place = len(searcher), searcher.info.path

@@ -234,8 +234,10 @@ class Collection:
             How many items there are, what is wrong (a line each), and ``sample`` items at random.
         """
         with contextlib.closing(Store.open(self.path, read_only=True)) as store:
-            problems = store.check() + check_files(store)
-            return len(store), problems, store.sample(sample, seed) if sample else []
+            with store.snapshot():
+                problems = store.check()
+                count, chosen = len(store), store.sample(sample, seed) if sample else []
+            return count, problems + check_files(store), chosen
 
     def flush(self) -> None:
         """Write the index file, so that the next start is quick; items are safe without it.

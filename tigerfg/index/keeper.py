@@ -26,6 +26,7 @@ from tigerfg.index.vectors import check_vectors, discard_newer_vectors
 
 FILES = (flat.INDEX_FILE, ivf.INDEX_FILE)
 TRAINING_LIST = 39  # items a list from which an index that was asked for by name is built
+LOOKS = 3  # at files that seem damaged
 MOST_CHANGED = 1.0  # added to or removed from what it was trained on, as a share of that
 DRIFT, DRIFTED = 1.5, 0.2  # lists this much less even than when trained, and that much changed
 
@@ -277,6 +278,15 @@ class IndexKeeper:
 
 
 def check_files(store: Store) -> list[str]:
-    """What is wrong with the index and vectors files: a line each."""
-    lines = [line for name in FILES for line in check_index(store.path / name, store)]
-    return lines + check_vectors(store)
+    """What is wrong with the index and vectors files: a line each.
+
+    What seems wrong is looked at again: it may have been replaced meanwhile.
+    """
+    lines: list[str] = []
+    for _ in range(LOOKS):
+        with store.snapshot():
+            lines = [line for name in FILES for line in check_index(store.path / name, store)]
+            lines += check_vectors(store)
+        if not lines:
+            break
+    return lines

@@ -281,7 +281,8 @@ class Store:
         return vectors.astype(np.float32).reshape(len(rows), self.meta.embedding_dim)
 
     def sample(self, count: int, seed: int) -> list[Sampled]:
-        """At most ``count`` different items at random, in the order of storing."""
+        """At most ``count`` different items at random, in the order of storing; without those whose
+        record is damaged."""
         with self._reading("sample items"):
             ids = self.ids()
             rng = np.random.default_rng(seed)
@@ -295,15 +296,17 @@ class Store:
                     chunk,
                 )
             ]
+        read = ((_document(text), digest, vector) for text, digest, vector in rows)
         return [
-            Sampled(json.loads(document), digest, np.frombuffer(vector, "<f2").astype(np.float32))
-            for document, digest, vector in rows
+            Sampled(document, digest, np.frombuffer(vector, "<f2").astype(np.float32))
+            for document, digest, vector in read
+            if document is not None
         ]
 
     def check(self) -> list[str]:
-        """Look for damage: one line each, an empty list when all is well."""
-        with self.snapshot():
-            return problems_of(self._db, self.vectors_since(0))
+        """Look for damage: one line each, an empty list when all is well; call it inside a
+        snapshot where others may write meanwhile."""
+        return problems_of(self._db, self.vectors_since(0))
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -386,6 +389,15 @@ class Store:
 
 def _fp16(values: np.ndarray) -> bytes:
     return np.ascontiguousarray(values, "<f2").tobytes()
+
+
+def _document(text: str) -> dict[str, Any] | None:
+    """An item's JSON form; None if it is damaged."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def checked_id(item_id: str) -> str:
