@@ -124,7 +124,8 @@ class CatalogReader:
         return True
 
     def __iter__(self) -> Iterator[Item]:
-        """The items in the order in which they were stored."""
+        """The items in the order in which they were stored; one that is replaced meanwhile comes
+        again, so make a list of them before an `upsert` of all."""
         return map(Item.from_dict, self._collection.documents())
 
     @property
