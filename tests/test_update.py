@@ -6,6 +6,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 from fakes import FakeBundle, FakeEngine, picture, save_picture
 
@@ -100,6 +101,8 @@ def test_the_last_of_an_item_counts_and_changes_add_up(searcher):
         ({"item_id": "i1", "x": nested(101)}, "i1", "x has lists or objects more than 100 deep"),
         ({"item_id": "i1", "attributes": {"a": nested(900)}}, "i1", "attributes has lists"),
         ({"item_id": "i1", "size": "L"}, "i1", "size is one of its attributes"),
+        ({"item_id": "i1", "size": np.zeros(2)}, "i1", "size is not JSON"),
+        ({"item_id": "i1", "image": np.zeros((8, 8, 3), np.uint8)}, "i1", "image is another one"),
         ({"item_id": "\udc80", "price": 1}, None, "no valid Unicode"),
         ({"price": 1}, None, "item_id is missing"),
         ({"item_id": [1], "price": 1}, None, "item id .* is list"),

@@ -86,9 +86,7 @@ def read_changes(path: str | os.PathLike) -> Iterator[dict[str, Any] | Rejected]
             continue
         if file.suffix.lower() == ".parquet":
             row = {key: value for key, value in row.items() if value is not None}
-        if isinstance(row.get("image"), str) and row["image"]:
-            row["image"] = _resolve(row["image"], file.absolute().parent)
-        yield row
+        yield _located(row, file.absolute().parent)
 
 
 def record_file(path: Path, stem: str) -> Path | None:
@@ -141,9 +139,7 @@ def _unique(
         try:
             if isinstance(row, str):
                 raise InputError(row)
-            if isinstance(row.get("image"), str) and row["image"]:
-                row["image"] = _resolve(row["image"], folder)
-            record = kind.from_dict(row)
+            record = kind.from_dict(_located(row, folder))
             record_id = getattr(record, id_field)
             record.validate()
             if record_id in first_line:
@@ -159,6 +155,12 @@ def _unique(
         else:
             first_line[record_id] = line
             yield record
+
+
+def _located(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A record with the path of its picture absolute."""
+    image = row.get("image")
+    return {**row, "image": _resolve(image, folder)} if isinstance(image, str) and image else row
 
 
 def _resolve(image: str, folder: Path) -> str:

@@ -142,7 +142,8 @@ class _Way:
                     continue
                 given = Known(entry.content_hash, entry.document)
                 try:
-                    fate = fate_of(given, stored.get(item_id), self.collection, self.replace)
+                    known = stored.get(item_id)
+                    fate = fate_of(given, known, self.replace, self.collection.objection)
                 except InputError as error:
                     self.run.reject(Rejected(item_id, str(error)))
                     continue

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tigerfg.results import AddReport
 
 BATCH = 1000  # items of a transaction
-_FIELDS = {field.name for field in dataclasses.fields(Item)}
 _KEPT = b"the stored picture"  # stands for one that came without a path
 
 Change = Mapping[str, Any]
@@ -95,21 +94,19 @@ def _changed(stored: dict[str, Any], change: Change) -> str:
     """
     name = f"item_id {stored['item_id']!r}"
     image, given = stored.get("image"), change.get("image")
-    if isinstance(given, (str, os.PathLike)):
-        given = stored_path(given)
-    if given is not None and given != image:
+    same = isinstance(given, (str, os.PathLike)) and stored_path(given) == image
+    if given is not None and not same:
         raise InputError(f"{name}: image is another one: upsert the whole item")
-    for key in (change.keys() - _FIELDS) & stored["attributes"].keys():
-        if change[key] == stored.get(key):
-            continue
-        raise InputError(
-            f"{name}: {key} is one of its attributes, which filters see before a field of that "
-            "name and the embedding was made with: upsert the whole item"
-        )
-    gone = {key for key, value in change.items() if value is None and key not in _FIELDS}
     merged = {**stored, **change, "image": image}
-    item = Item.from_dict({key: value for key, value in merged.items() if key not in gone})
+    kept = {key: value for key, value in merged.items() if value is not None or key not in change}
+    item = Item.from_dict(kept)
     dataclasses.replace(item, image=item.image or _KEPT).validate()
+    for key, value in item.extra.items():
+        if key in stored["attributes"] and value != stored.get(key):
+            raise InputError(
+                f"{name}: {key} is one of its attributes, which filters see before a field of that "
+                "name and the embedding was made with: upsert the whole item"
+            )
     if item_text(item) != item_text(Item.from_dict(stored)):
         raise InputError(
             f"{name}: title, category, attributes or description are others, and the embedding was "

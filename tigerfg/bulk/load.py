@@ -57,7 +57,7 @@ def _load(
             wanted.pop(item_id, None)
             updates.pop(item_id, None)
         try:
-            fate = fate_of(given, stored.get(item_id), collection, replace)
+            fate = fate_of(given, stored.get(item_id), replace, collection.objection)
         except InputError as error:
             run.reject(Rejected(item_id, str(error)))
             continue

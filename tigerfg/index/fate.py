@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
 
 from tigerfg.errors import InputError
 from tigerfg.index.store import Known
@@ -18,19 +18,14 @@ class Fate(Enum):
     PUT = "put"
 
 
-class Objector(Protocol):
-    """A collection, as far as it is asked here."""
-
-    def objection(self, document: str) -> str | None:
-        """Why an item of this JSON form cannot be stored, or None."""
-        ...
-
-
-def fate_of(given: Known, stored: Known | None, collection: Objector, replace: bool) -> Fate:
+def fate_of(
+    given: Known, stored: Known | None, replace: bool, objection: Callable[[str], str | None]
+) -> Fate:
     """What to do with an item.
 
     Args:
         stored: what the collection has under its id. replace: whether that may be replaced.
+        objection: the collection's.
 
     Raises:
         InputError: the id is taken, or the collection cannot hold the item.
@@ -39,7 +34,7 @@ def fate_of(given: Known, stored: Known | None, collection: Objector, replace: b
         return Fate.UNCHANGED
     if stored is not None and not replace:
         raise InputError("the id is taken by another item of this catalogue: upsert replaces it")
-    if wrong := collection.objection(given.document):
+    if wrong := objection(given.document):
         raise InputError(wrong)
     if stored is not None and stored.content_hash == given.content_hash:
         return Fate.UPDATE
