@@ -34,7 +34,7 @@ def vector(seed: int) -> np.ndarray:
 
 def record(number: int, seed: int | None = None, **fields) -> Record:
     document = {"item_id": f"i{number}", "title": f"item {number}", **fields}
-    grid = np.full((2, 3), number % 100, np.float32)
+    grid = np.full((2, 3), number % 100 + 1, np.float32)
     return Record(
         f"i{number}",
         b"hash %d" % number,
@@ -75,7 +75,7 @@ def test_put_is_read_back_and_survives_reopening(path):
     [match] = collection.search(vector(1)[None], 1)[0]
     # fp16 storage: each of 16 components is off by at most 2**-12 of itself
     assert match.score == pytest.approx(1, abs=1e-6)
-    np.testing.assert_array_equal(match.grounding_map, np.ones((2, 3), np.float32))
+    np.testing.assert_array_equal(match.grounding_map, with_text.grounding_map)
     assert store_of(collection).check() == []
     collection.close()
 
@@ -383,6 +383,11 @@ def test_item_ids_that_are_no_text_are_refused(path):
         ("DELETE FROM items WHERE id = 2", "1 vectors without an item"),
         ("INSERT INTO removals VALUES (9, 2)", "1 removed items that are still there"),
         ("UPDATE counter SET number = 1", "1 numbers after the last write"),
+        ("UPDATE items SET item_id = 'b' WHERE id = 2", "1 items under another id"),
+        (
+            "UPDATE encodings SET grounding_map = zeroblob(length(grounding_map)) WHERE id = 2",
+            "1 grounding maps of zeros",
+        ),
         (
             f"UPDATE encodings SET vector = x'{'003c' * DIM}' WHERE id = 2",
             "1 vectors not of length 1",

@@ -15,6 +15,9 @@ _ROWS = {
     "filter values without an item": "fields WHERE id NOT IN (SELECT id FROM items)",
     "removed items that are still there": "removals JOIN items USING (id)",
     "numbers after the last write": "items WHERE id > (SELECT number FROM counter)",
+    "items under another id than their record's": "items WHERE NOT EXISTS (SELECT * FROM fields "
+    "WHERE key = 'item_id' AND value = item_id AND fields.id = items.id)",
+    "grounding maps of zeros": "encodings WHERE grounding_map = zeroblob(2 * rows * columns)",
 }
 
 
