@@ -20,7 +20,8 @@ from conditions import conditions
 from engine_models import Say, pictures, random_model
 from engine_report import Results, Row, markdown
 
-from tigerfg.engines.base import TOWERS, Arrays
+from tigerfg.bundle import TOWERS
+from tigerfg.engines.base import Arrays
 from tigerfg.engines.builder import PROFILES, Builder, build_engine, find_builder
 from tigerfg.engines.tail_plan import ELEMENTS
 from tigerfg.errors import TigerfgError

@@ -42,8 +42,9 @@ from engine_timing import (
 )
 from gpu_timing import Clock, CudaClock, device_conditions
 
+from tigerfg.bundle import TOWERS
 from tigerfg.engines.accuracy import cosines
-from tigerfg.engines.base import TOWERS, Arrays
+from tigerfg.engines.base import Arrays
 from tigerfg.engines.trt_library import find_builder
 from tigerfg.errors import TigerfgError
 from tigerfg.model import load_checkpoint

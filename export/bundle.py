@@ -19,11 +19,11 @@ from tigerfg.export.gpu_part import GpuPartWriter
 from tigerfg.export.graph import tower_graph
 from tigerfg.export.manifest import graph_file, manifest, record
 from tigerfg.export.parity import BATCHES, reference
-from tigerfg.export.publish import publish
 from tigerfg.export.quantize import int8_graph
 from tigerfg.export.report import Report
 from tigerfg.export.samples import Samples, load_samples
 from tigerfg.export.weights import WEIGHTS, write_models
+from tigerfg.files import publish
 from tigerfg.model import TigerFG, load_checkpoint
 from tigerfg.model.checkpoint import find_checkpoint, fingerprint, parameters
 from tigerfg.text import TextTokenizer
@@ -68,10 +68,10 @@ def export_bundle(
         MissingExtraError: engines are wanted, and no builder is installed.
     """
     say = progress or (lambda line: None)
-    checkpoint, out = find_checkpoint(ckpt), Path(out)
+    checkpoint, out = find_checkpoint(ckpt), Path(out).resolve()
     precisions = _check_precisions(precisions)
     _check_target(out)
-    if out.resolve() == checkpoint and "fp32" not in precisions:
+    if out == checkpoint and "fp32" not in precisions:
         raise InputError(
             f"out: {out} is what is exported, and would lose its float32 parameters; add --fp32, "
             "or choose another directory"
@@ -82,8 +82,8 @@ def export_bundle(
     say("samples: preparing pictures")
     count = max(BATCHES.values()) + CALIBRATION
     samples = load_samples(model.config.preprocessing, tokenizer, count, parity_data)
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temp:
             staged = Path(temp) / "bundle"
             staged.mkdir()
@@ -114,24 +114,40 @@ def _check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
 
 def _check_target(out: Path) -> None:
     if out.is_dir():
-        if any(out.iterdir()) and not _is_bundle(out):
+        names = {path.name for path in out.iterdir()}
+        own = _files_of_bundle(out)
+        if names and not own:
             raise InputError(f"out: {out} exists and is no bundle; choose another directory")
-        if out.is_mount() or out.resolve() == Path.cwd():
+        own |= {f"{name}.json" for name in own}  # sidecars of engines
+        if others := sorted(names - own):
+            raise InputError(
+                f"out: {out} would be replaced, and holds {others[0]!r}, which is not of that "
+                "bundle; move it, or choose another directory"
+            )
+        if out.is_mount() or out == Path.cwd():
             raise InputError(
                 f"out: {out} cannot be replaced (a mount point or the current directory); choose "
                 "a directory inside it"
             )
-    elif out.exists() or out.is_symlink():
+    elif out.exists():
         raise InputError(f"out: {out} is no directory; choose another path")
 
 
-def _is_bundle(folder: Path) -> bool:
-    """Whether a folder has a manifest of ours; others keep a manifest.json too."""
+def _files_of_bundle(folder: Path) -> set[str]:
+    """Names of a bundle's files, but for engines' sidecars; none where there is no manifest of
+    ours: others keep a manifest.json too."""
+    names = {MANIFEST_FILE, TOKENIZER_FILE, *DOCUMENTS}
+
+    def note(entry: dict[str, Any]) -> dict[str, Any]:
+        names.add(str(entry.get("file")))
+        return entry
+
     try:
-        content = json.loads((folder / MANIFEST_FILE).read_bytes())
+        content = json.loads((folder / MANIFEST_FILE).read_bytes(), object_hook=note)
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"format", "fingerprint", "towers"} <= content.keys()
+        return set()
+    ours = isinstance(content, dict) and {"format", "fingerprint", "towers"} <= content.keys()
+    return names if ours else set()
 
 
 def _fill(

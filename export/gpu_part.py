@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tigerfg.bundle import Bundle
+from tigerfg.bundle import TOWERS, Bundle
 from tigerfg.engines import sidecar
-from tigerfg.engines.base import TOWERS
 from tigerfg.engines.builder import build_engine
 from tigerfg.engines.tail_plan import ELEMENTS
 from tigerfg.engines.trt_library import Builder, current_gpu

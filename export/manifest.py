@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 from tigerfg.bundle import BUNDLE_FORMAT
 from tigerfg.engines.cpu import cpu
+from tigerfg.files import sha256_file
 from tigerfg.model import TigerFG
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "transformers", "numpy")
-_CHUNK = 1 << 20  # bytes hashed at a time
 
 
 def graph_file(tower: str, precision: str, cut: str = "tower") -> str:
@@ -29,11 +28,7 @@ def graph_file(tower: str, precision: str, cut: str = "tower") -> str:
 
 def record(file: Path) -> dict[str, Any]:
     """Name, SHA-256 and size of a file."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return {"file": file.name, "sha256": digest.hexdigest(), "bytes": file.stat().st_size}
+    return {"file": file.name, "sha256": sha256_file(file), "bytes": file.stat().st_size}
 
 
 def manifest(
@@ -60,7 +55,7 @@ def manifest(
         "fingerprint": fingerprint,
         "embedding_dim": config.embedding_dim,
         "max_text_length": config.text.max_length,
-        "vocab_size": vocab_size(model),
+        "vocab_size": model.vocab_size,
         "preprocessing": config.preprocessing.to_dict(),
         "towers": towers,
         **shared,
@@ -74,10 +69,3 @@ def manifest(
         "model": config.to_dict(),
     }
     return content if gpu is None else {**content, "gpu": gpu}
-
-
-def vocab_size(model: TigerFG) -> int:
-    """How many token ids the model's text encoder knows."""
-    if model.config.text.type == "hf":
-        return model.text.model.config.vocab_size
-    return model.config.text.vocab_size

@@ -27,11 +27,10 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from tigerfg.export.precision import PRODUCTS
+
 CALIBRATION_BATCH = 8
 INT8_MAX, FP8_MAX = 127.0, 448.0  # fp8 is E4M3 without infinities
-
-PRODUCTS = ["Conv", "Gemm", "MatMul"]
-
 FP8 = TensorProto.FLOAT8E4M3FN
 
 
@@ -75,7 +74,7 @@ def gpu_int8_graph(
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             # what follows a product reads float16 anyway: no second rounding
-            "OpTypesToExcludeOutputQuantization": PRODUCTS,
+            "OpTypesToExcludeOutputQuantization": sorted(PRODUCTS),
         },
     )
 
@@ -137,7 +136,8 @@ def _quantise(
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 weight_type=QuantType.QInt8,
-                op_types_to_quantize=PRODUCTS,  # the ranges of other operators need not be measured
+                # the ranges of other operators need not be measured
+                op_types_to_quantize=sorted(PRODUCTS),
                 nodes_to_quantize=nodes,
                 extra_options={"QuantizeBias": False, **(extra or {})},  # TensorRT refuses int32
                 **options,

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tigerfg.engines.base import TOWERS, Arrays, TowerShapes
+from tigerfg.bundle import TOWERS
+from tigerfg.engines.base import Arrays
 from tigerfg.engines.cpu import cpu, thread_count
 from tigerfg.engines.onnx import OnnxRunner
+from tigerfg.engines.torch import shapes_of
 from tigerfg.export.emulate import EmulatedRunner
 from tigerfg.export.gpu import GpuGraphs
-from tigerfg.export.manifest import graph_file, vocab_size
+from tigerfg.export.manifest import graph_file
 from tigerfg.export.parity import (
     BATCHES,
     EMULATED_BATCHES,
@@ -61,7 +63,7 @@ class Report:
             return
         from tigerfg.engines.openvino import OpenVinoRunner
 
-        shapes = self._shapes()
+        shapes = shapes_of(self._model)
         kinds = [*precisions, *(["bf16"] if "fp32" in precisions and cpu().has_bf16 else [])]
         for precision in kinds:
             source = "fp32" if precision == "bf16" else precision
@@ -136,13 +138,3 @@ class Report:
             self._say(f"Recall@1 {precision} ({runtime}): no query's item is among the pictures")
         else:
             self.entries.setdefault("recall_at_1", {})[f"{runtime} {precision}"] = recall
-
-    def _shapes(self) -> TowerShapes:
-        config = self._model.config
-        return TowerShapes(
-            {"query": config.query_size, "item": config.item_size},
-            config.vision.patch,
-            config.embedding_dim,
-            config.text.max_length,
-            vocab_size(self._model),
-        )

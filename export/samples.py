@@ -80,7 +80,7 @@ def _read(
 
     def usable(image: ImageSource, box: object, size: int) -> object | None:
         try:
-            return load_image(image, box=box, target_size=size)
+            return load_image(image, box, target_size=size, interpolation=spec.interpolation)
         except InputError as error:
             rejected.append(str(error))
             return None

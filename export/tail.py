@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 import torch
 
-from tigerfg.engines.base import TOWERS, Arrays
+from tigerfg.bundle import TOWERS
+from tigerfg.engines.base import Arrays
 from tigerfg.engines.tail_plan import ELEMENTS
 from tigerfg.errors import TigerfgError
 from tigerfg.export.emulate import EmulatedRunner

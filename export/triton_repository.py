@@ -22,8 +22,8 @@ from onnx import TensorProto
 
 from tigerfg.bundle import TOWERS, Bundle
 from tigerfg.errors import InputError, MissingExtraError, TigerfgError
-from tigerfg.export.publish import publish
 from tigerfg.export.weights import write_models
+from tigerfg.files import publish
 
 # What the backend's providers serve well, best first: int8 and fp8 graphs for GPUs are made for
 # TensorRT, and the CUDA provider registers convolutions of float16, float32 and float64 alone.
@@ -74,7 +74,7 @@ def write_triton_repository(
         MissingExtraError: the server's configuration schema is not installed.
         TigerfgError: the files cannot be written; nothing was changed then.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     for name, value, least in (
         ("max_batch", max_batch, 1),
         ("queue_delay_us", queue_delay_us, 0),
@@ -307,7 +307,8 @@ from tritonclient.utils import np_to_triton_dtype
 from tigerfg.bundle import Bundle
 from tigerfg.images import preprocess
 
-bundle = Bundle.open("$name")  # or its path
+bundle = Bundle.open("./$name")  # or where it lies
+assert bundle.fingerprint.startswith("$fingerprint")
 spec = bundle.preprocessing
 client = triton.InferenceServerClient("localhost:8001")
 

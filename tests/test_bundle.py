@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -43,6 +44,7 @@ def folder(tmp_path):
         "fingerprint": "ab" * 32,
         "embedding_dim": 256,
         "max_text_length": 3,
+        "vocab_size": 3,
         "preprocessing": PREPROCESSING.to_dict(),
         "towers": towers,
         "tokenizer": entry("tokenizer.json", tokenizer.to_str().encode()),
@@ -122,6 +124,7 @@ def test_a_shipped_name_comes_before_a_directory_of_that_name(folder, tmp_path, 
     # a directory that happens to be called so must not take over every catalogue made with "lite"
     assert Bundle.open("lite").path == shipped / "lite"
     assert Bundle.open("./lite").path.resolve() == tmp_path / "lite"
+    assert Bundle.open(Path("./lite")).path.resolve() == tmp_path / "lite"  # a path, not a name
 
 
 def test_not_a_bundle(tmp_path):
@@ -155,6 +158,7 @@ def test_newer_format_asks_for_an_upgrade(folder):
         ("fingerprint", 7, "fingerprint is missing or no str"),
         ("embedding_dim", "256", "embedding_dim is missing or no int"),
         ("max_text_length", True, "max_text_length is missing or no int"),
+        ("vocab_size", None, "vocab_size is missing or no int"),
         ("preprocessing", None, "preprocessing is missing or no dict"),
         ("preprocessing", {"patch": 8}, "preprocessing: "),
         ("preprocessing", {**PREPROCESSING.to_dict(), "patch": 7}, "no multiple of the patch"),
@@ -171,7 +175,7 @@ def test_manifest_with_a_wrong_field(folder, field, value, reason):
     assert_refused(folder, "manifest.json: ", reason)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b.onnx", "..", ""])
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b.onnx", "..", "", "a\0b"])
 def test_files_outside_the_bundle_are_refused(folder, name):
     towers = json.loads((folder / "manifest.json").read_text())["towers"]
     towers["query"]["fp32"]["file"] = name

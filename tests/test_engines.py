@@ -6,16 +6,18 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_models import CONV, inputs
+from small_models import CONV, HF, build, inputs
 
 from tigerfg.bundle import Bundle
 from tigerfg.engines import available_engines, choose, open_engine, select
 from tigerfg.engines import gpu as gpu_module
 from tigerfg.engines.cpu import Cpu, cpu, thread_count
 from tigerfg.engines.openvino import BLOCK, _blocks
+from tigerfg.engines.torch import TorchEngine
 from tigerfg.engines.trt_library import Builder, Gpu
 from tigerfg.errors import EngineError, InputError, MissingExtraError
 
@@ -96,6 +98,17 @@ def test_bad_arguments_are_named(small_bundle):
     refuse(r"token_ids: 0 tokens", item, token_ids=np.zeros((2, 0), np.int64))
     refuse(r"token_ids: ids .* 120", item, token_ids=np.full((2, 6), 120))
     refuse(r"token_mask: row 0", item, token_mask=np.zeros((2, 6), np.bool_))
+
+
+def test_torch_knows_all_tokens_of_a_hugging_face_text_encoder():
+    text = replace(HF.text, hf_config={**HF.text.hf_config, "vocab_size": 5000})
+    engine = TorchEngine(build(replace(HF, text=text)), threads=1)
+    feeds = inputs(HF, "item", 1, 6)
+    feeds["token_ids"][0, 0] = 4999
+    assert np.isfinite(engine.encode_items(**feeds).embedding).all()
+    feeds["token_ids"][0, 0] = 5000
+    with pytest.raises(InputError, match=r"token_ids: ids .* 5000"):
+        engine.encode_items(**feeds)
 
 
 def test_arrays_that_are_not_contiguous_are_fine(small_bundle):

@@ -231,6 +231,22 @@ def test_refusals_leave_nothing_behind(small_checkpoint, parity_folder, tmp_path
     (other / "notes.txt").write_text("keep me")
     refused("no bundle", small_checkpoint, other)
     assert file.read_text() == (other / "notes.txt").read_text() == "keep me"
+    with pytest.raises(TigerfgError, match=r"cannot write .*; nothing was changed"):
+        export_bundle(small_checkpoint, file / "out", ["fp32"], parity_folder)
+
+
+def test_files_of_others_in_a_bundle_are_not_replaced(
+    small_checkpoint, small_bundle, parity_folder, tmp_path, known_graphs
+):
+    out = shutil.copytree(small_bundle, tmp_path / "out")
+    (out / "catalogue").mkdir()
+    refused("holds 'catalogue', which is not of that bundle", small_checkpoint, out, ["fp32"])
+    (out / "catalogue").rmdir()
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    export_bundle(small_checkpoint, link, ["fp32"], parity_folder)
+    assert link.is_symlink()
+    assert Bundle.open(out).precisions == ["fp32"]
 
 
 def empty_data(folder: Path) -> Path:

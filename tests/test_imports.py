@@ -20,7 +20,7 @@ FRAMEWORKS = {"torch", "triton", "transformers", "safetensors", "onnx", "onnxscr
 
 # The units of the architecture page, by the modules and packages right under tigerfg.
 BASE = {"errors", "boxes", "decoding", "images", "text", "records", "catalog", "bundle", "bundles"}
-BASE |= {"gpu_bundle", "levels", "settings"}
+BASE |= {"gpu_bundle", "levels", "settings", "files"}
 SERVING = {"engines", "index", "searcher", "encoder", "ingest", "results", "sheet", "serving"}
 SERVING |= {
     "verify",
@@ -168,7 +168,9 @@ def test_torch_engine_is_imported_lazily(all_imports):
     wrong = [
         str(entry)
         for entry in all_imports
-        if entry.target.startswith("tigerfg.engines.torch") and not entry.lazy
+        if entry.target.startswith("tigerfg.engines.torch")
+        and not entry.lazy
+        and entry.unit != "export"  # which needs torch in any case
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -377,6 +378,24 @@ def test_checkpoint_round_trip(config, tmp_path):
     first = fingerprint(checkpoint)
     save_checkpoint(build(config, seed=1), tokenizer, checkpoint)  # replaces it
     assert fingerprint(checkpoint) != first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt", "tokenizer.json"]
+
+
+def test_a_checkpoint_stays_where_its_replacement_is_interrupted(tmp_path, monkeypatch):
+    tokenizer = tokenizer_file(tmp_path / "tokenizer.json")
+    checkpoint = save_checkpoint(build(CONV), tokenizer, tmp_path / "ckpt")
+    first, rename, renamed = fingerprint(checkpoint), os.rename, []
+
+    def interrupted(source, target):
+        renamed.append(target)
+        if len(renamed) == 2:  # the old one is away, the new one not there yet
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(build(CONV, seed=1), tokenizer, checkpoint)
+    assert fingerprint(checkpoint) == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt", "tokenizer.json"]
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from fakes import FakeBundle, FakeEngine
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from tigerfg.encoder import Encoder
 from tigerfg.errors import InputError
 from tigerfg.images import (
     Preprocessing,
@@ -51,6 +55,21 @@ def test_pixels_match_a_plain_computation(make_image, side):
         assert tuple(extents[index]) == extent
         # Two float32 roundings of values up to 2.7.
         np.testing.assert_allclose(result[index], expected, rtol=0, atol=1e-6)
+
+
+def test_the_encoder_resizes_as_its_bundle_says(make_image):
+    class Engine(FakeEngine):
+        def encode_queries(self, pixels, patch_mask):
+            self.pixels = pixels
+            return super().encode_queries(pixels, patch_mask)
+
+    bundle, engine, image = FakeBundle(), Engine(), make_image(90, 70)
+    for interpolation in ("bicubic", "bilinear"):
+        bundle.preprocessing = replace(bundle.preprocessing, interpolation=interpolation)
+        with closing(Encoder(bundle, engine)) as encoder:
+            encoder.encode_query(image)
+        expected = preprocess([image], bundle.preprocessing.query_size, bundle.preprocessing)[0]
+        np.testing.assert_array_equal(engine.pixels, expected)
 
 
 @pytest.mark.parametrize("side", [64, 128])

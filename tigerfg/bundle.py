@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tigerfg.errors import BundleError, InputError
+from tigerfg.files import sha256_file
 
 if TYPE_CHECKING:
     from tigerfg.gpu_bundle import GpuPart
@@ -29,12 +29,12 @@ _FIELDS: dict[str, type] = {
     "fingerprint": str,
     "embedding_dim": int,
     "max_text_length": int,
+    "vocab_size": int,
     "preprocessing": dict,
     "towers": dict,
     "tokenizer": dict,
 }
 AGAIN = "copy or export the bundle again"
-_CHUNK = 1 << 20  # bytes hashed at a time
 
 
 class Bundle:
@@ -57,7 +57,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path_or_name: str | os.PathLike = DEFAULT_MODEL) -> Bundle:
-        """Open a bundle directory, or a bundle shipped with tigerfg by its name.
+        """Open a bundle directory, or a bundle shipped with tigerfg by its name (a `str`).
 
         Checks the manifest and that every file is there with its recorded size; `verify` checks
         the contents too.
@@ -147,11 +147,11 @@ class Bundle:
         differs."""
         for file, record in self._files():
             self._check_size(file, record)
-            digest = hashlib.sha256()
-            with open(file, "rb") as stream:
-                while chunk := stream.read(_CHUNK):
-                    digest.update(chunk)
-            if digest.hexdigest() != record["sha256"]:
+            try:
+                found = sha256_file(file)
+            except OSError as error:
+                raise BundleError(f"{file}: cannot be read: {error.strerror}") from error
+            if found != record["sha256"]:
                 raise BundleError(f"{file}: damaged, its SHA-256 is not the manifest's: {AGAIN}")
 
     def __repr__(self) -> str:
@@ -184,7 +184,7 @@ def shipped() -> list[str]:
 
 def _locate(path_or_name: str | os.PathLike) -> Path:
     path = Path(path_or_name)
-    if os.fspath(path_or_name) in shipped():
+    if isinstance(path_or_name, str) and path_or_name in shipped():
         return _SHIPPED / path
     if path.is_dir():
         return path
@@ -252,7 +252,7 @@ def _check_record(record: Any, field: str) -> None:
         if not isinstance(record, dict) or not _is(record.get(key), kind):
             raise BundleError(f"{field}.{key} is missing or no {kind.__name__}")
     name = record["file"]
-    if Path(name).name != name or name in ("", ".", ".."):
+    if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
         raise BundleError(f"{field}.file {name!r} is not a plain file name inside the bundle")
 
 

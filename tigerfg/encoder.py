@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from tigerfg.engines.cpu import thread_count
 from tigerfg.errors import EngineError, InputError
 from tigerfg.images import ImageSource, crop_map, load_image, preprocess
 from tigerfg.stage_clock import StageClock
@@ -57,7 +57,7 @@ class Encoder:
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} must be at least 1")
         self.bundle, self.engine, self.batch_size = bundle, engine, batch_size
-        workers = workers or min(8, len(os.sched_getaffinity(0)))
+        workers = workers or min(8, thread_count(None))
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tigerfg-decode")
 
     def encode_query(self, image: ImageSource, box: Sequence[float] | None = None) -> np.ndarray:
@@ -161,9 +161,10 @@ class Encoder:
     def _decode(
         self, source: ImageSource, box: Sequence[float] | None, size: int
     ) -> _Pixels | InputError:
+        spec = self.bundle.preprocessing
         try:
-            image = load_image(source, box, target_size=size)
-            return _Pixels(*preprocess([image], size, self.bundle.preprocessing))
+            image = load_image(source, box, target_size=size, interpolation=spec.interpolation)
+            return _Pixels(*preprocess([image], size, spec))
         except InputError as error:
             return error
 

@@ -108,7 +108,7 @@ def preprocess(
 
     Args:
         images: B image sources. To decode, crop and resize in parallel, pass what
-            ``load_image(source, box, target_size=size)`` returns.
+            ``load_image(source, box, target_size=size, interpolation=spec.interpolation)`` returns.
         size: ``spec.query_size`` or ``spec.item_size``.
 
     Returns:

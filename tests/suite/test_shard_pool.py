@@ -11,9 +11,9 @@ import pytest
 from small_suites import pairs_of, small
 
 from tigerfg.benchmark.suite import Manifest, Pair, build
-from tigerfg.benchmark.suite.files import sha256_file
 from tigerfg.benchmark.suite.shard_file import write_shard
 from tigerfg.errors import InputError
+from tigerfg.files import sha256_file
 from tigerfg.images import letterbox, load_image
 from tigerfg.text import item_text
 from tigerfg.training.shards import ShardPool

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tigerfg.bundle import DEFAULT_MODEL
+from tigerfg.bundle import DEFAULT_MODEL, TOWERS
 from tigerfg.cli import options
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ PACKAGES = (
     "pycuda",
 )
 CUDA_NO_DEVICE = 100
-TOWERS = ("query", "item")
 
 
 def command(model: options.Model = DEFAULT_MODEL, threads: options.Threads = None) -> None:

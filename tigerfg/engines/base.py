@@ -13,7 +13,6 @@ from tigerfg.errors import EngineError, InputError
 if TYPE_CHECKING:
     from tigerfg.bundle import Bundle
 
-TOWERS = ("query", "item")
 INPUTS = {
     "query": ("pixels", "patch_mask"),
     "item": ("pixels", "patch_mask", "token_ids", "token_mask"),

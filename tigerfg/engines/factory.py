@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from tigerfg.bundle import TOWERS
 from tigerfg.engines import select
 from tigerfg.engines.base import (
-    TOWERS,
     Arrays,
     Engine,
     EngineInfo,

@@ -40,14 +40,7 @@ class TorchEngine:
             torch.set_num_threads(self._threads)
         model = checkpoint if isinstance(checkpoint, TigerFG) else load_checkpoint(checkpoint)
         self._model = model.to(self._device)
-        config = self._model.config
-        self._shapes = TowerShapes(
-            {"query": config.query_size, "item": config.item_size},
-            config.vision.patch,
-            config.embedding_dim,
-            config.text.max_length,
-            config.text.vocab_size,
-        )
+        self._shapes = shapes_of(self._model)
 
     @property
     def info(self) -> EngineInfo:
@@ -93,3 +86,15 @@ class TorchEngine:
                 outputs = self._model.encode_item(*tensors)._asdict()
             arrays = {name: value.float().cpu().numpy() for name, value in outputs.items()}
         return check_outputs(arrays, self)
+
+
+def shapes_of(model: TigerFG) -> TowerShapes:
+    """Sizes that a model's inputs must have."""
+    config = model.config
+    return TowerShapes(
+        {"query": config.query_size, "item": config.item_size},
+        config.vision.patch,
+        config.embedding_dim,
+        config.text.max_length,
+        model.vocab_size,
+    )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from tigerfg.bundle import MANIFEST_FILE, Bundle, shipped
 from tigerfg.errors import InputError
+from tigerfg.files import publish
 from tigerfg.model.bundled import bundle_config, bundle_weights
 from tigerfg.model.config import ModelConfig
 from tigerfg.model.towers import TigerFG
@@ -42,10 +42,7 @@ def save_checkpoint(model: TigerFG, tokenizer_file: str | Path, directory: str |
         (staged / CONFIG).write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
         save_file(parameters(model), staged / WEIGHTS)
         shutil.copyfile(tokenizer_file, staged / TOKENIZER)
-        old = Path(temp) / "old"
-        if directory.exists():
-            os.rename(directory, old)
-        os.rename(staged, directory)
+        publish(staged, directory, Path(temp) / "old")
     return directory
 
 
@@ -75,7 +72,7 @@ def find_checkpoint(source: str | Path) -> Path:
     if path.is_dir():
         raise InputError(f"checkpoint: {path} has no {CONFIG} or {MANIFEST_FILE}; give {names}")
     if str(source) in shipped():
-        return Bundle.open(source).path
+        return Bundle.open(str(source)).path
     raise InputError(f"checkpoint: {path} is no directory; give {names}")
 
 

@@ -111,6 +111,12 @@ class TigerFG(nn.Module):
         }
         return replace(config, **parts)
 
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids the text encoder knows."""
+        text = self.config.text
+        return self.text.model.config.vocab_size if text.type == "hf" else text.vocab_size
+
     def start_from(self, other: TigerFG) -> list[str]:
         """Take another model's weights, so that an ablation begins with the method's towers.
 

@@ -19,7 +19,6 @@ from PIL import Image, ImageOps
 from tigerfg.benchmark.pictures import stored_picture
 from tigerfg.benchmark.render import Distractors, compose_scene
 from tigerfg.benchmark.suite.cutouts import cut_out
-from tigerfg.benchmark.suite.files import sha256_file
 from tigerfg.catalog import (
     Item,
     Query,
@@ -31,6 +30,7 @@ from tigerfg.catalog import (
 )
 from tigerfg.decoding import ImageSource
 from tigerfg.errors import InputError
+from tigerfg.files import sha256_file
 from tigerfg.images import check_box, load_image
 from tigerfg.text import item_text
 from tigerfg.training.left_out import NAMED, name_left_out

@@ -19,9 +19,8 @@ from PIL import Image, ImageOps
 from tigerfg.catalog import Item, Rejected, read_items
 from tigerfg.decoding import describe_source
 from tigerfg.errors import InputError
+from tigerfg.files import sha256_file
 from tigerfg.images import load_image
-
-from .files import sha256_file
 
 BATCH = 256  # rows between two commits
 MIN_SIDE = 16  # px, of a cut-out's longer side

@@ -1,19 +1,28 @@
-"""Putting a finished folder where it belongs: the new one, or still the old one, never half."""
+"""Files: their hashes, and putting a finished folder where it belongs."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def publish(staged: Path, out: Path, old: Path) -> None:
-    """Move a folder into place.
+    """Move a folder into place: the new one is there, or still the old one, never half.
 
     Args:
         staged: the finished folder, on the same file system as `out`.
         out: where it goes; what is there goes to `old`, and comes back if the move fails.
     """
-    os.chmod(staged, 0o777 & ~_umask())  # a temporary folder is its owner's alone
     replaced = out.exists()
     if replaced:
         os.rename(out, old)
@@ -23,9 +32,3 @@ def publish(staged: Path, out: Path, old: Path) -> None:
         if replaced:
             os.rename(old, out)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
