@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+import numpy as np
 import pytest
 
 from tigerfg.catalog import Rejected, read_items, read_queries
@@ -198,6 +199,53 @@ def test_csv(tmp_path):
     reasons = ["attributes must be JSON", "more cells than the 6 columns", "no valid Unicode"]
     for reject, reason in zip(rejects, [*reasons, "image is missing"], strict=True):
         assert reason in reject.reason
+
+
+def test_a_stray_quote_in_a_csv_costs_its_own_line(tmp_path):
+    titles = [f"t{n}" for n in range(20)]
+    titles[3] = '"27 inch'  # open to the end of the file, or to the next such quote
+    titles[7] = '"two\nlines, and ""quotes"""'
+    titles[16] = '"32 inch'
+    rows = "".join(f"g{n},g{n}.jpg,{title}\n" for n, title in enumerate(titles))
+    (tmp_path / "items.csv").write_text(f"item_id,image,title\n\n{rows}")
+    rejects: list[Rejected] = []
+    items = {item.item_id: item.title for item in read_items(tmp_path, rejects.append)}
+    assert items.keys() == {f"g{n}" for n in range(20)} - {"g3", "g16"}
+    assert items["g7"] == 'two\nlines, and "quotes"'
+    assert [reject.line for reject in rejects] == [6, 20]
+    assert all("not valid csv" in reject.reason for reject in rejects)
+    (tmp_path / "items.csv").write_text('item_id,"image\na,a.jpg\nb,b.jpg\n')
+    rejects.clear()
+    assert not list(read_items(tmp_path, rejects.append))  # no line takes the header's place
+    assert [reject.line for reject in rejects] == [1]
+
+
+def unreadable_columns():
+    pyarrow = pytest.importorskip("pyarrow")
+    data = pyarrow.py_buffer(b"ok\xff\xfe")
+    offsets = pyarrow.py_buffer(np.array([0, 2, 4], np.int32).tobytes())
+    yield "brand", pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, data])
+    yield "day", pyarrow.array([0, 2**30], pyarrow.date32())
+    yield "attributes", pyarrow.array([[], ["XL", "XS"]])
+    yield "attributes", pyarrow.array([[], [{"name": "color", "value": "red"}]])
+    yield "attributes", pyarrow.array([[("a", 1)], [("b", 2)]], pyarrow.map_("string", "int64"))
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_value_of_parquet_that_cannot_be_read_costs_its_row(tmp_path, number):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    name, column = list(unreadable_columns())[number]
+    table = pyarrow.Table.from_pylist([record("a"), record("b")]).append_column(name, column)
+    parquet.write_table(table, tmp_path / "items.parquet")
+    rejects: list[Rejected] = []
+    items = list(read_items(tmp_path, rejects.append))
+    if "map" in str(column.type):
+        assert [dict(item.attributes) for item in items] == [{"a": 1}, {"b": 2}]
+        return
+    assert [item.item_id for item in items] == ["a"]
+    assert [(reject.line, name in reject.reason) for reject in rejects] == [(2, True)]
 
 
 def test_parquet(tmp_path):

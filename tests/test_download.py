@@ -7,12 +7,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from fakes import FakeBundle, FakeEngine, save_picture
 
+from tigerfg.decoding import describe_source
 from tigerfg.download import Fetcher, FetchLimits, is_address
 from tigerfg.errors import InputError
 from tigerfg.records import Item
@@ -73,6 +75,13 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             for _ in range(1000):
                 self.wfile.write(b"x" * 10_000)
+        elif kind == "drip":
+            self.send_response(200)
+            self.send_header("Content-Length", "90000")
+            self.end_headers()
+            for _ in range(100):
+                self.wfile.write(b"x")
+                time.sleep(0.05)
         elif kind == "text":
             self.body(b"<html>no picture</html>")
         else:
@@ -151,13 +160,35 @@ def test_what_is_refused_for_good_is_not(server: Server) -> None:
     assert server.asked["/big"] == server.asked["/endless"] == 1
 
 
-@pytest.mark.parametrize("url", ["http://", "http://[", "http://no.such.host.invalid/x.png"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://",
+        "http://[",
+        "http://no.such.host.invalid/x.png",
+        "http://127.0.0.1:99999/x.png",
+        "http://xn--a/x.png",
+        "http://127.0.0.1:80/\ud800",
+    ],
+)
 def test_a_bad_address_is_one_line(url: str) -> None:
     with Fetcher(QUICK) as fetcher:
         [(_, found)] = fetcher.ahead([url], lambda value: value)
     assert isinstance(found, InputError)
-    assert str(found).startswith(url)
+    assert str(found).startswith(describe_source(url))
     assert "\n" not in str(found)
+
+
+def test_an_answer_that_only_drips_ends_at_the_deadline(server: Server) -> None:
+    limits = replace(QUICK, deadline=0.3, connections=1)
+    with Fetcher(limits) as fetcher:
+        paths = ("/drip", "/slow/1", "/drip", "/slow/2")  # one after the other
+        dripped, one, _, two = (
+            found for _, found in fetcher.ahead(paths, lambda path: server.address(path))
+        )
+    assert str(dripped).endswith("not there after 0.3 s")
+    assert isinstance(one, bytes)
+    assert isinstance(two, bytes)
 
 
 def test_values_without_an_address_start_nothing() -> None:
@@ -204,7 +235,9 @@ def test_a_catalogue_of_addresses(server: Server, tmp_path: Path) -> None:
         assert searcher.verify().skipped == {"picture behind an address": 10}
 
 
-@pytest.mark.parametrize("field", ["connections", "ahead", "timeout", "max_bytes", "attempts"])
+@pytest.mark.parametrize(
+    "field", ["connections", "ahead", "timeout", "deadline", "max_bytes", "attempts"]
+)
 def test_limits_are_checked(field: str) -> None:
     with pytest.raises(InputError, match=f"{field} 0"):
         FetchLimits(**{field: 0})

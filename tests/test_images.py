@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -158,6 +159,26 @@ def test_orientation_is_applied_after_the_crop(make_image, orientation, kind):
         load_image(data, (0, 30, 10, 38))
     opened = Image.open(io.BytesIO(data))
     np.testing.assert_array_equal(pixels(load_image(opened, box)), upright(image.crop(box)))
+
+
+def test_a_png_with_a_flipped_bit_is_no_picture(make_image):
+    data = bytearray(encode(make_image(300, 200)))
+    pixels_start = data.index(b"IDAT") + 10
+    data[pixels_start] ^= 0xFF
+    for source in (bytes(data), Image.open(io.BytesIO(data))):
+        with pytest.raises(InputError, match="cannot be decoded"):
+            load_image(source)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_threads_may_be_given_the_same_unloaded_image(make_image, kind):
+    data = encode(make_image(900, 700), kind)
+    expected = pixels(load_image(data))
+    for _ in range(5):
+        shared = Image.open(io.BytesIO(data))
+        with ThreadPoolExecutor(4) as pool:
+            for loaded in pool.map(load_image, [shared] * 8):
+                np.testing.assert_array_equal(pixels(loaded), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

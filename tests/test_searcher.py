@@ -274,6 +274,9 @@ def test_k_and_empty_catalogue(searcher):
     assert bool(searcher)
     searcher.add([item(n) for n in range(3)])
     assert len(searcher.search(picture(1), k=100)) == 3
+    for kind in (np.int8, np.int64, np.uint32):
+        assert len(searcher.search(picture(1), k=kind(2))) == 2
+        assert len(searcher.search(picture(1), k=kind(2), where={"title": {"$ne": "x"}})) == 2
     for k in (0, -1, 1.5, True, "3", None):
         with pytest.raises(InputError, match=r"k .* must be"):
             searcher.search(picture(1), k=k)
@@ -286,7 +289,11 @@ def test_k_and_empty_catalogue(searcher):
         (lambda s: s.search(picture(1), box=(5, 5, 2, 2)), "inverted"),
         (lambda s: s.search(picture(1), box=(50, 50, 60, 60)), "outside"),
         (lambda s: s.search(picture(1), where={"a": {"$x": 1}}), "unknown operator"),
+        (lambda s: s.search(picture(1), where={"a": {"$in": (n for n in "12")}}), "list of values"),
+        (lambda s: s.search(picture(1), where={"a": {"$in": np.array(5)}}), "list of values"),
         (lambda s: s.search_batch("photo.jpg"), "takes a list"),
+        (lambda s: s.search_batch(picture(1)), "takes a list"),
+        (lambda s: s.search_batch(Image.fromarray(picture(1))), "takes a list"),
         (lambda s: s.search_batch([picture(1)], [None, None]), "2 boxes for 1 images"),
         (lambda s: s.search_batch([picture(1)], on_error="ignore"), "on_error"),
         (lambda s: s.search_embeddings(np.zeros((1, 3), np.float32)), "shape"),

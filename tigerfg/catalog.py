@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import logging
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tigerfg.errors import InputError, MissingExtraError
+from tigerfg.errors import InputError
 from tigerfg.records import Item, Query, Rejected
+from tigerfg.rows import READERS, Row
 
 __all__ = ["Item", "Query", "Rejected", "read_changes", "read_items", "read_queries"]
 
 OnReject = Callable[[Rejected], None]
 Record = TypeVar("Record", Item, Query)
-Row = tuple[int | None, dict[str, Any] | str]  # line number, and the record or what is wrong
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 )
-_STRUCTURED = ("attributes", "target_box", "box", "item_ids")  # JSON inside a csv or parquet cell
 
 logger = logging.getLogger("tigerfg")
 
@@ -78,7 +74,7 @@ def read_changes(path: str | os.PathLike) -> Iterator[dict[str, Any] | Rejected]
     """
     file = Path(path)
     if file.is_dir():
-        raise InputError(f"{file} is a directory: give a {', '.join(_READERS)} file of changes")
+        raise InputError(f"{file} is a directory: give a {', '.join(READERS)} file of changes")
     record_file(file, "changes")
     for line, row in _rows(file):
         if isinstance(row, str):
@@ -93,13 +89,13 @@ def record_file(path: Path, stem: str) -> Path | None:
     """The file that `read_items` (stem "items") or `read_queries` ("queries") reads; None for a
     directory without one."""
     if path.is_dir():
-        candidates = (path / f"{stem}{suffix}" for suffix in _READERS)
+        candidates = (path / f"{stem}{suffix}" for suffix in READERS)
         return next((file for file in candidates if file.is_file()), None)
     if not path.exists():
         raise InputError(f"{path}: no such file or directory")
-    if path.suffix.lower() not in _READERS:
+    if path.suffix.lower() not in READERS:
         raise InputError(
-            f"{path}: unknown kind of file {path.suffix!r}: give {', '.join(_READERS)} "
+            f"{path}: unknown kind of file {path.suffix!r}: give {', '.join(READERS)} "
             "or a directory"
         )
     return path
@@ -124,7 +120,7 @@ def _rows(file: Path) -> Iterator[Row]:
     suffix = file.suffix.lower()
     if suffix != ".parquet" and start in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{file}: the file is UTF-16: save it as UTF-8")
-    return _READERS[suffix](file)
+    return READERS[suffix](file)
 
 
 def _unique(
@@ -193,132 +189,6 @@ def _report_textless(items: Iterator[Item], source: Path) -> Iterator[Item]:
         )
 
 
-def _read_jsonl(file: Path) -> Iterator[Row]:
-    with open(file, "rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if not raw.strip():
-                continue
-            yield number, parse_object(raw)
-
-
-def parse_object(raw: bytes | str) -> dict[str, Any] | str:
-    """The JSON object of one line (strict: no NaN), or what is wrong with it."""
-    try:
-        text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        return f"not valid UTF-8 at byte {error.start + 1} of the line"
-    except json.JSONDecodeError as error:
-        return f"not valid JSON at column {error.colno}: {error.msg}"
-    except _NoNumberError as error:
-        return f"{_field_without_number(text)}not valid JSON: {error}"
-    except (ValueError, RecursionError) as error:
-        return f"not valid JSON: {error}"
-    return value if isinstance(value, dict) else "not a JSON object {...}"
-
-
-class _NoNumberError(ValueError):
-    """NaN or an infinity, which Python's reader would take."""
-
-
-def _refuse_constant(name: str) -> None:
-    raise _NoNumberError(f"{name} is no JSON number")
-
-
-def _field_without_number(text: str) -> str:
-    """Which field of the record has NaN or an infinity, as "target_box is "; "" for all others."""
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        return ""
-    for key in _STRUCTURED if isinstance(record, dict) else ():
-        try:
-            json.dumps(record.get(key), allow_nan=False)
-        except ValueError:
-            return f"{key} is "
-    return ""
-
-
-def _read_csv(file: Path) -> Iterator[Row]:
-    # Undecodable bytes become lone surrogates, which validation reports for their own row only.
-    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        for line, row in csv_rows(stream):
-            if not isinstance(row, str):
-                row = _parse_cells({key: value for key, value in row.items() if value})
-            yield line, row
-
-
-def csv_rows(lines: Iterable[str]) -> Iterator[Row]:
-    """Rows of a csv file with a header: the line where each ends, and its cells by column (None
-    where a row is too short) or what is wrong with it."""
-    rows = csv.DictReader(lines, strict=True)
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            # The DictReader's own line_num still stands before the broken row.
-            yield rows.reader.line_num, f"not valid csv: {error}"
-            continue
-        if row is None:
-            return
-        if None in row:
-            yield rows.line_num, f"more cells than the {len(rows.fieldnames or ())} columns"
-            continue
-        yield rows.line_num, row
-
-
-def _parse_cells(row: dict[str, Any]) -> dict[str, Any] | str:
-    """Parse the structured columns where they are JSON text."""
-    for key in _STRUCTURED:
-        if isinstance(row.get(key), str):
-            try:
-                row[key] = json.loads(row[key], parse_constant=_refuse_constant)
-            except (ValueError, RecursionError) as error:
-                return f"{key} must be JSON in its cell: {error}"
-    return row
-
-
-def _read_parquet(file: Path) -> Iterator[Row]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise MissingExtraError("reading parquet", "pyarrow", "scale") from error
-    number = 0
-    try:
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, parquet_row(row)
-    except (ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file}: not a readable parquet file: {reason}") from error
-
-
-def parquet_row(row: dict[str, Any]) -> dict[str, Any] | str:
-    """A record from a row of parquet, as pyarrow gives it, or what is wrong with it."""
-    row = {key: _plain(value) for key, value in row.items()}
-    attributes = row.get("attributes")
-    if isinstance(attributes, list):  # a map column gives pairs
-        attributes = dict(attributes)
-    if isinstance(attributes, dict):  # a struct column has every key in every row
-        row["attributes"] = {k: v for k, v in attributes.items() if v is not None}
-    return _parse_cells(row)
-
-
-def _plain(value: Any) -> Any:
-    """Parquet's dates and decimals as text, NaN as null; an embedded image stays bytes."""
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(entry) for entry in value)
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value if value is None or isinstance(value, (str, bytes, int, float)) else str(value)
-
-
 def _image_folder(folder: Path) -> Iterator[Row]:
     files = _image_files(folder)
     first = next(files, None)
@@ -339,10 +209,3 @@ def _image_files(folder: Path) -> Iterator[Path]:
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield Path(root, name)
-
-
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-    ".csv": _read_csv,
-}

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,10 @@ _INVERSE = {  # the others are their own inverse
     Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
     Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
 }
+
+# One of them is held while an image is loaded: threads may be given the same image of a caller's,
+# and Pillow, which then reads its file, is not made for that.
+_LOADING = tuple(threading.Lock() for _ in range(64))
 
 logger = logging.getLogger("tigerfg")
 
@@ -200,12 +205,16 @@ def _decode(
         )
     if min(stored) < 1:
         raise InputError(f"{name}: the image has no pixels")
-    orientation = _orientation(image, name)
     scale = 1
-    if reduced:
-        scale = _draft(image, _whole_pixels(box, stored, name), target_size)
-    image.load()
-    if _orientation(image, name) != orientation:  # Pillow turns a TIFF upright as it loads it
+    with _LOADING[id(image) // 64 % len(_LOADING)]:
+        if image.format == "PNG":  # its EXIF may stand behind the pixels: asking for it loads them
+            image.load()
+        orientation = _orientation(image, name)
+        if reduced:
+            scale = _draft(image, _whole_pixels(box, stored, name), target_size)
+        image.load()
+        turned = _orientation(image, name) != orientation
+    if turned:  # Pillow turns a TIFF upright as it loads it
         turn = _UPRIGHT[orientation]
         image = image.transpose(_INVERSE.get(turn, turn))
         stored = image.size

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from tigerfg.decoding import describe_source
 from tigerfg.errors import InputError, MissingExtraError
 from tigerfg.stage_clock import StageClock
 
@@ -30,6 +31,7 @@ class FetchLimits:
     Attributes:
         connections: fetches at once. ahead: pictures that are fetched before they are needed.
         timeout: seconds for connecting, and between two pieces of an answer.
+        deadline: seconds for one try of a picture, with all of its pieces and redirects.
         max_bytes: of a picture; a larger one is rejected as soon as that is known.
         attempts: tries of a picture; what is refused for good (404, ...) is not tried again.
         longest_wait: seconds between two tries, whatever the server asks for.
@@ -41,12 +43,13 @@ class FetchLimits:
     connections: int = 32
     ahead: int = 128
     timeout: float = 20.0
+    deadline: float = 120.0
     max_bytes: int = 32 << 20
     attempts: int = 4
     longest_wait: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("connections", "ahead", "timeout", "max_bytes", "attempts"):
+        for name in ("connections", "ahead", "timeout", "deadline", "max_bytes", "attempts"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} {getattr(self, name)!r} must be above 0")
 
@@ -123,6 +126,7 @@ class Fetcher:
         except ImportError as error:
             raise MissingExtraError("fetching pictures", "httpx and tenacity", "url") from error
         limits = self.limits
+        self._free = asyncio.Semaphore(limits.connections)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="tigerfg-fetch", daemon=True
@@ -158,13 +162,21 @@ class Fetcher:
         except httpx.HTTPStatusError as error:
             answer = error.response
             return InputError(f"{url}: HTTP {answer.status_code} {answer.reason_phrase}".rstrip())
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            return InputError(f"{url}: {' '.join(reason.split())}")
         except InputError as error:
             return error
+        except asyncio.TimeoutError:
+            return InputError(f"{url}: not there after {self.limits.deadline:g} s")
+        except Exception as error:  # of an address alone a dozen kinds, some of them in groups
+            while parts := getattr(error, "exceptions", None):
+                error = parts[0]
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return InputError(f"{describe_source(url)}: {reason}")
 
     async def _get(self, url: str) -> bytes:
+        async with self._free:  # waiting for others does not count
+            return await asyncio.wait_for(self._read(url), self.limits.deadline)
+
+    async def _read(self, url: str) -> bytes:
         assert self._client is not None
         most = self.limits.max_bytes
         too_large = InputError(f"{url}: more than {most} bytes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,8 @@ class CatalogReader:
         check_search(k, where)
         if on_error not in ("raise", "skip"):
             raise InputError(f"on_error {on_error!r} is neither 'raise' nor 'skip'")
-        if isinstance(images, (str, bytes, os.PathLike)):
+        one = isinstance(images, (str, bytes, os.PathLike)) or not isinstance(images, Iterable)
+        if one or _is_picture(images):
             raise InputError("search_batch takes a list of images; use search for a single one")
         images = list(images)
         boxes = [None] * len(images) if boxes is None else list(boxes)
@@ -95,6 +96,7 @@ class CatalogReader:
     ) -> list[list[Hit]]:
         """`search` for embeddings (B, E) of unit length, as `encode_query` gives them."""
         check_search(k, where)
+        k = int(k)  # faiss takes no numpy integer
         embeddings = np.asarray(embeddings, np.float32)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.model.embedding_dim:
             raise InputError(
@@ -147,3 +149,9 @@ class CatalogReader:
     def _get_encoder(self) -> Encoder:
         self._collection.require_open()
         return self._encoder.get()
+
+
+def _is_picture(images: object) -> bool:
+    """Whether an array is one picture rather than many."""
+    shape = images.shape if isinstance(images, np.ndarray) else ()
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))

@@ -187,7 +187,10 @@ def _split(values: Mapping[str, Any], names: set[str]) -> tuple[dict[str, Any], 
 
 
 def _id(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    try:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    except ValueError:  # thousands of digits: refused as what it is
+        return value
 
 
 def _image_path(image: ImageSource | None) -> str | None:

@@ -14,12 +14,12 @@ import numpy as np
 from tigerfg.bulk.job import REJECTS, VECTORS, Settings, Unit
 from tigerfg.bulk.storage import Storage
 from tigerfg.bundle import Bundle
-from tigerfg.catalog import parquet_row
 from tigerfg.errors import BundleError, InputError
 from tigerfg.index.store import Known, Record
 from tigerfg.ingest import ingest
 from tigerfg.lazy_encoder import LazyEncoder
 from tigerfg.records import Rejected
+from tigerfg.rows import parquet_rows
 
 _READ_ROWS = 256
 
@@ -125,14 +125,13 @@ def _entries(unit: Unit) -> Iterator[Mapping[str, Any] | Rejected]:
             file = parquet.ParquetFile(stream)
             groups, skipped = _row_groups(file, unit)
             batches = file.iter_batches(batch_size=_READ_ROWS, row_groups=groups)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for position, row in enumerate(rows):
+            rows = (row for batch in batches for row in parquet_rows(batch))
+            for position, values in enumerate(rows):
                 if position < skipped:
                     continue
                 if number == unit.start + unit.rows:
                     return
                 number += 1
-                values = parquet_row(row)
                 if isinstance(values, str):
                     yield Rejected(None, values, number, unit.file)
                 else:

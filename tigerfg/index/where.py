@@ -23,7 +23,7 @@ an expression of Milvus.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tigerfg.errors import InputError
@@ -143,7 +143,9 @@ def _operand(name: str, operator: Any, operand: Any) -> Any:
             raise InputError(f"where: field {name!r}: $exists takes True or False")
         return operand
     if operator in ("$in", "$nin"):
-        if isinstance(operand, (str, bytes, Mapping)) or not isinstance(operand, Iterable):
+        # an iterator would be used up before the filter is
+        one = isinstance(operand, (str, bytes, Mapping)) or getattr(operand, "shape", None) == ()
+        if one or not isinstance(operand, Collection):
             raise InputError(f"where: field {name!r}: {operator} takes a list of values")
         return [_value(name, operator, value) for value in operand]
     if operator in ("$eq", "$ne", *COMPARISONS):

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from tigerfg.benchmark.datasets.source import EvalSet, Source
-from tigerfg.catalog import parse_object
 from tigerfg.errors import InputError
 from tigerfg.records import Item, Query
+from tigerfg.rows import parse_object
 
 SPLITS = ("all",)
 ATTRIBUTES = ("brand", "color", "material", "fabric_type", "finish_type", "pattern", "style")

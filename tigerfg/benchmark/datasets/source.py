@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from tigerfg.catalog import Item, Query, Rejected, csv_rows
+from tigerfg.catalog import Item, Query, Rejected
 from tigerfg.errors import InputError
+from tigerfg.rows import csv_rows
 
 EXCLUDE = "exclude_item_id"  # see EvalSet.queries
 
