@@ -297,3 +297,123 @@ def test_store_rounds_vectors_within_fp16(tmp_path):
     store.close()
     assert stored.shape == (1, DIM)
     np.testing.assert_allclose(stored[0], exact, rtol=2**-11, atol=2**-25)
+
+
+READER = """
+    import os, sys
+    sys.path.insert(0, sys.argv[1])
+    from fakes import FakeBundle, FakeEngine, picture
+    from tigerfg.searcher import Searcher
+
+    with Searcher.open(sys.argv[3], FakeBundle(), read_only=True, engine=FakeEngine()) as searcher:
+        searcher.search(picture(1))  # imports everything while the packages can be read for sure
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+    with Searcher.open(sys.argv[2], FakeBundle(), read_only=True, engine=FakeEngine()) as searcher:
+        for _ in sys.stdin:
+            hits = searcher.search(picture(1), k=1000)
+            print(len(searcher), len(hits), hits[0].item_id, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become a user without permission")
+def test_a_reader_without_permission_sees_a_writer_that_comes_later(tmp_path):
+    def items(first, last):
+        return [{"item_id": f"i{n}", "image": picture(n)} for n in range(first, last)]
+
+    def opened():
+        return Searcher.open(path, FakeBundle(), engine=FakeEngine())
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder) / "cat"
+        with Searcher.create(path, FakeBundle(), engine=FakeEngine()) as searcher:
+            searcher.add(items(0, 3))
+        arguments = [str(Path(__file__).parent), str(path), str(path)]
+        with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(READER), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as reader:
+
+            def seen() -> str:
+                reader.stdin.write("\n")
+                reader.stdin.flush()
+                return reader.stdout.readline().strip()
+
+            assert seen() == "3 3 i1"
+            with opened() as writer:
+                writer.add(items(3, 400))
+                assert seen() == "400 400 i1"
+                writer.delete(["i1"])
+                assert seen().startswith("399 399 i")
+            with opened() as writer:
+                writer.add(items(1, 2))
+            assert seen() == "400 400 i1"
+            with opened() as writer:
+                writer.delete([f"i{n}" for n in range(2, 400)])
+            assert seen() == "2 2 i1"
+            reader.stdin.close()
+
+
+def test_a_catalogue_that_was_removed_or_replaced_takes_no_items(tmp_path):
+    path = tmp_path / "cat"
+    with Searcher.create(path, FakeBundle(), engine=FakeEngine()) as searcher:
+        searcher.add([{"item_id": "a", "image": picture(1)}])
+        path.rename(tmp_path / "away")
+        for _ in range(2):
+            with pytest.raises(CatalogError, match="was removed, or replaced"):
+                searcher.add([{"item_id": "b", "image": picture(2)}])
+            with pytest.raises(CatalogError, match="was removed, or replaced"):
+                searcher.delete("a")
+            path.mkdir(exist_ok=True)
+            (path / "catalog.sqlite").touch()
+    with Searcher.open(tmp_path / "away", FakeBundle(), engine=FakeEngine()) as searcher:
+        assert [item.item_id for item in searcher] == ["a"]
+
+
+FORKED = """
+    import os, sys
+    sys.path.insert(0, sys.argv[1])
+    from fakes import FakeBundle, FakeEngine, picture
+    from tigerfg.errors import CatalogError
+    from tigerfg.searcher import Searcher
+
+    searcher = Searcher.create(sys.argv[2], FakeBundle(), engine=FakeEngine())
+    searcher.add([{"item_id": "a", "image": picture(1)}])
+    if (child := os.fork()) == 0:
+        calls = (
+            lambda: searcher.search(picture(1)),
+            lambda: searcher.search_batch([picture(1)] * 2),
+            lambda: searcher.add([{"item_id": "b", "image": picture(2)}]),
+            lambda: searcher.delete("a"),
+            lambda: searcher.update([{"item_id": "a", "price": 1}]),
+            lambda: searcher.get("a"),
+        )
+        for call in calls:
+            try:
+                call()
+            except CatalogError as error:
+                assert "open it again after a fork" in str(error)
+            else:
+                os._exit(1)
+        searcher.close()
+        with Searcher.open(sys.argv[2], FakeBundle(), read_only=True, engine=FakeEngine()) as own:
+            os._exit(0 if own.search(picture(1))[0].item_id == "a" else 2)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    searcher.add([{"item_id": "c", "image": picture(3)}])
+    searcher.close()
+"""
+
+
+def test_a_forked_process_is_told_to_open_the_catalogue_itself(tmp_path):
+    path = tmp_path / "cat"
+    output = subprocess.check_output(
+        [sys.executable, "-c", textwrap.dedent(FORKED), str(Path(__file__).parent), str(path)],
+        text=True,
+        timeout=60,
+    )
+    assert output.strip() == "0"
+    with Searcher.open(path, FakeBundle(), engine=FakeEngine()) as searcher:
+        assert [item.item_id for item in searcher] == ["a", "c"]
+        assert searcher.verify(0).ok

@@ -171,6 +171,22 @@ def test_taken_ids_are_rejected_and_same_content_is_unchanged(searcher, engine):
     assert len(searcher) == 6
 
 
+def test_a_picture_that_is_gone_is_named_though_the_id_is_taken(searcher, tmp_path):
+    file = save_picture(tmp_path / "a.png", 1)
+    entry = {"item_id": "a", "image": file}
+    assert searcher.add([entry]).added == 1
+    file.unlink()
+    [rejected] = searcher.add([entry]).rejected
+    assert "no such file" in rejected.reason
+
+
+def test_an_id_of_thousands_of_digits_is_refused_alone(searcher):
+    report = searcher.add([{"item_id": 10**5000, "image": picture(1)}, item(2)])
+    assert report.added == 1
+    assert "item_id is a number, not a string" in report.rejected[0].reason
+    assert searcher.update([{"item_id": 10**5000, "price": 1}]).rejected
+
+
 def test_content_hash_sees_the_picture_and_the_record(searcher, tmp_path, engine):
     path = save_picture(tmp_path / "a.png", 1)
     assert searcher.add([Item("a", path, title="t")]).added == 1

@@ -402,6 +402,19 @@ def test_check_finds_rows_that_do_not_fit(path, damage, said):
         assert re.search(said, "\n".join(collection.inspect(0, 0)[1]))
 
 
+def test_a_damaged_record_is_an_error_in_one_line(path):
+    with contextlib.closing(create(path)) as collection:
+        collection.put([record(1), record(2)])
+        store_of(collection)._db.execute("UPDATE items SET document = substr(document, 2)")
+        for call in (
+            lambda: collection.search(vector(1)[None], 1),
+            lambda: collection.document("i1"),
+            lambda: list(collection.documents()),
+        ):
+            with pytest.raises(CatalogError, match="record is no JSON; verify the catalogue"):
+                call()
+
+
 def test_damaged_page_is_an_error_not_a_wrong_answer(path):
     collection = create(path)
     collection.put([record(n, padding="x" * 500) for n in range(300)])

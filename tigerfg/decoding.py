@@ -97,14 +97,14 @@ def load_image(
     elif isinstance(source, Image.Image):
         image = source
     elif isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
-        with _decoding(name), _opened(source, name) as image:
+        with decoding(name), _opened(source, name) as image:
             reduced = target_size is not None and image.format == "JPEG"
             result = _decode(image, box, target_size, interpolation, name, reduced=reduced)
             result.info = {}
             return result
     else:
         raise InputError(f"{name}: give a path, bytes, a PIL image or a uint8 array")
-    with _decoding(name):
+    with decoding(name):
         result = _decode(image, box, target_size, interpolation, name)
         if result is not source:
             result.info = {}  # its orientation has been applied: nobody may apply it again
@@ -126,7 +126,7 @@ def describe_source(source: object) -> str:
 
 
 @contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def decoding(name: str) -> Iterator[None]:
     """Turn whatever a decoder raises on broken data into one InputError that names the source."""
     try:
         yield
@@ -145,11 +145,12 @@ def _decoding(name: str) -> Iterator[None]:
 
 @contextmanager
 def _opened(source: str | os.PathLike | bytes, name: str) -> Iterator[Image.Image]:
-    with _binary(source, name) as stream, Image.open(stream, formats=_FORMATS) as image:
+    with open_source(source, name) as stream, Image.open(stream, formats=_FORMATS) as image:
         yield image
 
 
-def _binary(source: str | os.PathLike | bytes, name: str) -> BinaryIO:
+def open_source(source: str | os.PathLike | bytes, name: str) -> BinaryIO:
+    """The bytes of a picture's file, or of a picture; InputError names it as it is called."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         if not len(source):
             raise InputError(f"{name}: no data")

@@ -6,12 +6,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tigerfg.decoding import decoding, describe_source, open_source
 from tigerfg.errors import InputError
 from tigerfg.records import Item, Rejected
 from tigerfg.text import item_text
@@ -75,20 +75,14 @@ def document_of(item: Item) -> str:
 
 
 def _content_hash(item: Item) -> bytes:
-    """BLAKE2b-128 of what a model sees of an item: its text and its picture's bytes or pixels.
-
-    A picture that cannot be read adds nothing: decoding it next will say what is wrong.
-    """
+    """BLAKE2b-128 of what a model sees of an item: its text and its picture's bytes or pixels."""
     image: Any = item.image
     digest = hashlib.blake2b(item_text(item).encode() + b"\0", digest_size=16)
     if isinstance(image, str):
-        try:
-            if stat.S_ISREG(os.stat(image).st_mode):
-                with open(image, "rb") as file:
-                    while block := file.read(_BLOCK):
-                        digest.update(block)
-        except (OSError, ValueError):
-            pass
+        name = describe_source(image)
+        with decoding(name), open_source(image, name) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
     elif isinstance(image, (bytes, bytearray, memoryview)):
         digest.update(image)
     elif isinstance(image, np.ndarray):

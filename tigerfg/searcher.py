@@ -61,6 +61,7 @@ class Searcher(CatalogReader):
     ) -> None:
         super().__init__(collection, LazyEncoder(model, engine, precision, threads))
         self._writing = threading.RLock()  # one add, upsert, delete or close at a time
+        self._process = os.getpid()
 
     @classmethod
     def create(
@@ -306,7 +307,9 @@ class Searcher(CatalogReader):
         return verify(self._collection, self._get_encoder, sample, seed)
 
     def close(self) -> None:
-        """Close the catalogue; a second call does nothing."""
+        """Close the catalogue; a second call does nothing, nor does one in a forked process."""
+        if os.getpid() != self._process:
+            return
         with self._writing:
             self._collection.close()
             self._encoder.close()

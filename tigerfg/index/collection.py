@@ -45,6 +45,7 @@ class Collection:
     def __init__(self, store: Store, gpu: GpuSettings) -> None:
         self._store, self._selected = store, SelectedIds()
         self._changed = self._closing = self._closed = False
+        self._process = os.getpid()
         self._lock = threading.RLock()
         try:
             self._keeper = IndexKeeper(store, self._lock, gpu)
@@ -276,9 +277,14 @@ class Collection:
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[Store]:
+        if os.getpid() != self._process:  # threads, locks and connections are that one's
+            raise CatalogError(
+                f"{self.path} was opened by process {self._process}: open it again after a fork"
+            )
         with self._lock:
             if self._closed:
                 raise CatalogError(f"{self.path} is closed: open it again")
+            self._store.refresh()
             yield self._store
 
 

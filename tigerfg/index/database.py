@@ -159,8 +159,8 @@ def open_database(path: Path, read_only: bool) -> tuple[sqlite3.Connection, Stor
         raise CatalogError(f"{path} is no catalogue: it {problem}; create one there first")
     file = path / STORE_FILE
     uri = f"file:{quote(str(file))}?mode={'ro' if read_only else 'rw'}"
-    if read_only and not os.access(path, os.W_OK) and not os.path.exists(f"{file}-wal"):
-        uri += "&immutable=1"  # WAL needs files beside the store, which nobody can make here
+    if read_only and frozen_state(path) is not None:
+        uri += "&immutable=1"
     with explained(path, "open the catalogue"):
         db = sqlite3.connect(
             uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False
@@ -178,6 +178,31 @@ def open_database(path: Path, read_only: bool) -> tuple[sqlite3.Connection, Stor
             db.close()
             raise
     return db, meta
+
+
+def file_of(path: Path) -> tuple[int, int] | None:
+    """Which file the store is, by device and inode; None where it is gone."""
+    try:
+        status = os.stat(path / STORE_FILE)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def frozen_state(path: Path) -> tuple[int, ...] | None:
+    """Tells one state of a store from another where it is read as unchanging, else None.
+
+    A directory where this process can make no files has no place for those of WAL, and SQLite
+    reads the store only if it is told that nobody writes: so it seems while no writer has made
+    them.
+    """
+    if os.access(path, os.W_OK) or os.path.exists(path / f"{STORE_FILE}-wal"):
+        return None
+    try:
+        status = os.stat(path / STORE_FILE)
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def lock_for_writing(path: Path) -> int:

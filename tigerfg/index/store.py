@@ -23,6 +23,8 @@ from tigerfg.index.database import (
     StoreMeta,
     create_database,
     explained,
+    file_of,
+    frozen_state,
     is_catalog,
     lock_for_writing,
     open_database,
@@ -80,6 +82,8 @@ class Store:
     def __init__(self, path: Path, db: sqlite3.Connection, meta: StoreMeta, lock: int | None):
         self.path, self.meta = path, meta
         self._db, self._lock = db, lock
+        self._file = file_of(path)
+        self._frozen: tuple[int, ...] | None = None  # see `refresh`
 
     @classmethod
     def create(
@@ -105,7 +109,10 @@ class Store:
     @classmethod
     def _open(cls, path: Path, lock: int | None) -> Store:
         try:
-            return cls(path, *open_database(path, read_only=lock is None), lock)
+            frozen = frozen_state(path) if lock is None else None
+            store = cls(path, *open_database(path, read_only=lock is None), lock)
+            store._frozen = frozen
+            return store
         except BaseException:
             if lock is not None:
                 os.close(lock)
@@ -120,6 +127,16 @@ class Store:
         """CatalogError if the catalogue is open for reading only."""
         if self.read_only:
             raise CatalogError(f"cannot {action}: {self.path} is open for reading only")
+
+    def refresh(self) -> None:
+        """See what others wrote where a connection does not: one that cannot make WAL's files takes
+        the store as unchanging (`frozen_state`)."""
+        if self._frozen is None or self._db.in_transaction:
+            return
+        if self._frozen != (now := frozen_state(self.path)):
+            db, _ = open_database(self.path, read_only=True)
+            self._db.close()
+            self._db, self._frozen = db, now
 
     @property
     def number(self) -> int:
@@ -206,7 +223,7 @@ class Store:
     def document(self, item_id: str) -> dict[str, Any] | None:
         """A stored item's JSON form, None when there is none of this id."""
         rows = self._by_item_id([item_id])
-        return json.loads(rows[0][2]) if rows else None
+        return self._parsed(rows[0][2]) if rows else None
 
     def documents_after(self, number: int) -> tuple[int, list[dict[str, Any]]]:
         """The next items' JSON forms in the order of storing, and the last one's internal id."""
@@ -214,7 +231,7 @@ class Store:
             rows = self._db.execute(
                 "SELECT id, document FROM items WHERE id > ? ORDER BY id LIMIT ?", (number, _CHUNK)
             ).fetchall()
-        return (rows[-1][0] if rows else number), [json.loads(row[1]) for row in rows]
+        return (rows[-1][0] if rows else number), [self._parsed(row[1]) for row in rows]
 
     def rows(self, ids: Iterable[int]) -> dict[int, Row]:
         """Items and grounding maps by internal id."""
@@ -227,7 +244,7 @@ class Store:
                     chunk,
                 ):
                     grid = np.frombuffer(grounding_map, "<f2").astype(np.float32).reshape(shape)
-                    found[number] = Row(json.loads(document), grid)
+                    found[number] = Row(self._parsed(document), grid)
         return found
 
     def select(self, term: Group) -> np.ndarray:
@@ -325,6 +342,15 @@ class Store:
             os.close(self._lock)
             self._lock = None
 
+    def _parsed(self, text: str) -> dict[str, Any]:
+        """An item's JSON form; CatalogError if it is damaged."""
+        document = _document(text)
+        if document is None:
+            raise CatalogError(
+                f"{self.path} is damaged: an item's record is no JSON; verify the catalogue"
+            )
+        return document
+
     def _by_item_id(self, item_ids: Iterable[str]) -> list[tuple[int, str, str]]:
         """(id, item_id, document) of the stored ones among some item ids."""
         found = []
@@ -376,6 +402,10 @@ class Store:
     @contextlib.contextmanager
     def _writing(self, action: str) -> Iterator[None]:
         self.require_writer(action)
+        if file_of(self.path) != self._file:
+            raise CatalogError(
+                f"cannot {action}: {self.path} was removed, or replaced by another catalogue"
+            )
         with explained(self.path, action):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -403,7 +433,7 @@ def _document(text: str) -> dict[str, Any] | None:
 def checked_id(item_id: str) -> str:
     """The id; InputError if it is no string, or no valid Unicode text."""
     if not isinstance(item_id, str):
-        raise InputError(f"item id {item_id!r} is {type(item_id).__name__}, not a string")
+        raise InputError(f"item id is of type {type(item_id).__name__}: give a string")
     try:
         item_id.encode()
     except UnicodeEncodeError:
