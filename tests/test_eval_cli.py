@@ -87,6 +87,18 @@ def test_every_output_in_one_command(catalogue, tmp_path):
     assert "paired with the first row" in result.stdout
 
 
+def test_what_cannot_be_written_costs_the_others_nothing(catalogue, tmp_path):
+    """As where one disk is full, which /dev/full always is."""
+    table = tmp_path / "r.md"
+    result = run(
+        catalogue / "standard", "--model", "tiny", "--json", "/dev/full", "--markdown", table
+    )
+    assert result.exit_code == 1, result.output
+    assert "error: /dev/full: No space left on device" in result.stderr
+    assert "| R@1 |" in table.read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["r.md"]
+
+
 def test_results_files_are_compared_again(catalogue, tmp_path):
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for file, mode in zip(files, ("item", "global"), strict=True):
@@ -145,6 +157,7 @@ def test_predicted_boxes(catalogue, tmp_path):
         (["--gallery", "10,x"], "100,500,1000"),
         (["--gallery", "0"], "100,500,1000"),
         (["--json", "nowhere/r.json"], "no such folder"),
+        (["--json", "/"], "is a folder"),
         (["--mode", "text", "--heatmaps", "h.html"], "--heatmaps"),
         (["--boxes", "gone.jsonl", "--mode", "detect"], "does not exist"),
     ],
@@ -168,6 +181,7 @@ def test_a_directory_of_two_sets_is_told_which_to_give(catalogue):
     [
         (["--mode", "detect", "--box-iou", "1.5"], "IoU 1.5: give a number above 0, at most 1"),
         (["--plot", "p.bmp"], "must end in .png"),
+        (["--model", "tiny", "--model", "gone"], "gone: no such bundle"),
     ],
 )
 def test_bad_input(catalogue, args, words):

@@ -1,9 +1,11 @@
-"""Files: their hashes, and putting a finished folder where it belongs."""
+"""Files: their hashes, writing them whole, putting a finished folder where it belongs."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -14,6 +16,36 @@ def sha256_file(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """An OSError that names no file, as that of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to; renamed to ``path`` and on the disk when the block ends without an error,
+    else what is at ``path`` stays. A pipe or a device is written to itself."""
+    with naming(path):
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        target = path.resolve()
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            yield part
+            with open(part, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def publish(staged: Path, out: Path, old: Path) -> None:

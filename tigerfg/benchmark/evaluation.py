@@ -13,6 +13,7 @@ import numpy as np
 from tigerfg.benchmark import bootstrap, metrics
 from tigerfg.catalog import Rejected
 from tigerfg.errors import InputError
+from tigerfg.files import whole_file
 
 Mode = Literal["item", "text", "global", "oracle", "detect"]
 Interval = tuple[float, float]
@@ -229,7 +230,8 @@ def named_intervals(
 def write_results(results: Sequence[Evaluation], file: Path) -> None:
     """Write evaluations as JSON, a list of objects."""
     text = json.dumps([result.to_dict() for result in results], indent=1, allow_nan=False)
-    file.write_text(text + "\n", encoding="utf-8")
+    with whole_file(file) as part:
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def read_results(file: Path) -> list[Evaluation]:

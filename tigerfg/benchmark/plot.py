@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tigerfg.benchmark.evaluation import Evaluation, Interval
 from tigerfg.benchmark.report import models
 from tigerfg.errors import InputError, MissingExtraError
+from tigerfg.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,8 @@ def write_plot(results: Sequence[Evaluation], file: Path) -> None:
     _draw_bars(panels[0], bars)
     for axes, panel in zip(panels[1:], curves, strict=True):
         _draw_curves(axes, panel)
-    figure.savefig(file)
+    with whole_file(file) as part:
+        figure.savefig(part, format=file.suffix[1:].lower())
 
 
 def _name(result: Evaluation, results: Sequence[Evaluation]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tigerfg.benchmark.evaluation import Evaluation, Interval
+from tigerfg.files import whole_file
 
 Cell = str | int | float | Interval | None
 
@@ -36,7 +37,8 @@ def write_markdown(results: Sequence[Evaluation], file: Path) -> None:
         ]
         parts.append("\n".join([f"{_escaped(title[0].upper() + title[1:])}.", "", *lines]))
     parts.append("\n".join(f"- {_escaped(line)}" for line in conditions(results)))
-    file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    with whole_file(file) as part:
+        part.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def conditions(results: Sequence[Evaluation]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,8 +39,13 @@ class Output(NamedTuple):
     def check(self, maps: bool) -> None:
         """Refuse before the work what could not be written after it."""
         for file in self:
-            if file is not None and not file.absolute().parent.is_dir():
+            if file is None:
+                continue
+            folder = file.absolute().parent
+            if not folder.is_dir():
                 raise typer.BadParameter(f"{file}: there is no such folder to write into")
+            if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+                raise typer.BadParameter(f"{file}: is a folder, or cannot be written")
         if self.plot is not None:
             from tigerfg.benchmark.plot import check_plot
 
@@ -50,35 +57,46 @@ class Output(NamedTuple):
             )
 
     def write(self, found: Sequence[Found]) -> None:
-        """Write them, and say where they are."""
+        """Write them, each whole or not at all, and say where they are.
+
+        Raises:
+            OSError: of the first that cannot be written, when all were tried.
+        """
+        failed: OSError | None = None
+        for what, file, write in self._writers(found):
+            try:
+                write(file)
+                say(f"{what}: {shown_path(file)}")
+            except OSError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def _writers(
+        self, found: Sequence[Found]
+    ) -> Iterator[tuple[str, Path, Callable[[Path], object]]]:
+        """What is wanted: what it is, where it goes, what writes it."""
         results = [one.result for one in found]
         if self.json_file is not None:
             from tigerfg.benchmark.evaluation import write_results
 
-            write_results(results, self.json_file)
-            say(f"results: {shown_path(self.json_file)}")
+            yield "results", self.json_file, partial(write_results, results)
         if self.markdown is not None:
             from tigerfg.benchmark.report import write_markdown
 
-            write_markdown(results, self.markdown)
-            say(f"tables: {shown_path(self.markdown)}")
+            yield "tables", self.markdown, partial(write_markdown, results)
         if self.plot is not None:
             from tigerfg.benchmark.plot import write_plot
 
-            write_plot(results, self.plot)
-            say(f"plot: {shown_path(self.plot)}")
+            yield "plot", self.plot, partial(write_plot, results)
         if self.heatmaps is not None:
-            self._write_heatmaps(found)
+            from tigerfg.benchmark.heatmaps import write_heatmaps
 
-    def _write_heatmaps(self, found: Sequence[Found]) -> None:
-        from tigerfg.benchmark.heatmaps import write_heatmaps
-
-        sections = [(o.result, o.sample) for o in found if o.sample and o.result.grounding]
-        if sections:
-            write_heatmaps(sections, self.heatmaps)
-            say(f"heat maps: {shown_path(self.heatmaps)}")
-        else:
-            say("no heat maps: no item has a target box")
+            sections = [(o.result, o.sample) for o in found if o.sample and o.result.grounding]
+            if sections:
+                yield "heat maps", self.heatmaps, partial(write_heatmaps, sections)
+            else:
+                say("no heat maps: no item has a target box")
 
 
 def finish(found: list[Found], output: Output, compare: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from tigerfg.bundle import DEFAULT_MODEL
+from tigerfg.bundle import DEFAULT_MODEL, Bundle
 from tigerfg.cli import options
 from tigerfg.cli.console import progress, shown_path
 from tigerfg.cli.eval_output import Found, Output, finish
@@ -128,8 +128,9 @@ def command(
         for place, path in enumerate(data):
             if not path.is_dir():
                 found += [Found((place, 0), result, None) for result in read_results(path)]
-        for number, name in enumerate(dict.fromkeys(model) if directories else ()):
-            with _opened(name, engine, precision, threads) as (encoder, flops):
+        bundles = {name: Bundle.open(name) for name in model} if directories else {}
+        for number, (name, bundle) in enumerate(bundles.items()):
+            with _opened(bundle, engine, precision, threads) as (encoder, flops):
                 for place, directory in directories:
                     asked = [_with_maps(row, heatmaps and heatmap_count) for row in rows]
                     with progress(f"{name} {shown_path(directory)}") as report:
@@ -183,15 +184,13 @@ class Settings(NamedTuple):
 
 @contextlib.contextmanager
 def _opened(
-    name: str, engine: str, precision: str, threads: int | None
+    bundle: Bundle, engine: str, precision: str, threads: int | None
 ) -> Iterator[tuple[Encoder, Flops]]:
     """A model ready to encode, and its towers' operations."""
     from tigerfg.benchmark.cost import count_flops
-    from tigerfg.bundle import Bundle
     from tigerfg.encoder import Encoder
     from tigerfg.engines import open_engine
 
-    bundle = Bundle.open(name)
     with contextlib.ExitStack() as stack:
         running = open_engine(bundle, engine=engine, precision=precision, threads=threads)
         stack.callback(running.close)

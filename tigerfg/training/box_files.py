@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from tigerfg.decoding import load_image
 from tigerfg.errors import InputError
+from tigerfg.files import whole_file
 from tigerfg.images import preprocess
 from tigerfg.model.baselines import BoxHead, BoxHeadConfig
 from tigerfg.model.checkpoint import fingerprint
@@ -113,17 +114,12 @@ def write_boxes(
         raise InputError("tokenizer: this box head reads text: give the checkpoint's tokenizer")
     file = Path(file)
     rejected: list[Rejected] = []
-    staged = file.with_name(f".{file.name}.part")
-    try:
-        with open(staged, "w", encoding="utf-8") as lines:
-            rest = iter(items)
-            while chunk := list(islice(rest, AT_ONCE)):
-                for item_id, box in _predict(chunk, model, head, tokenizer, rejected):
-                    line = {"item_id": item_id, "box": [round(value, 2) for value in box]}
-                    lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-        os.replace(staged, file)
-    finally:
-        staged.unlink(missing_ok=True)
+    with whole_file(file) as staged, open(staged, "w", encoding="utf-8") as lines:
+        rest = iter(items)
+        while chunk := list(islice(rest, AT_ONCE)):
+            for item_id, box in _predict(chunk, model, head, tokenizer, rejected):
+                line = {"item_id": item_id, "box": [round(value, 2) for value in box]}
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
     return rejected
 
 

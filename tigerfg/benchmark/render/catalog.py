@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tigerfg.files import naming, whole_file
+
 from .distractors import Distractors
 from .products import Product, make_products
 from .scenes import LAYOUTS, render_item, render_query
@@ -102,12 +104,10 @@ def _results(args: tuple[Any, ...], n: int, workers: int) -> Iterator[Any]:
 
 
 def _write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write beside ``path`` and rename, so that a broken run leaves no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".jsonl.part")
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    part.write_text("".join(lines), encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text("".join(lines), encoding="utf-8")
 
 
 def write_catalog(
@@ -145,12 +145,13 @@ def write_catalog(
     args = (str(root), n, seed, layout, image_size, queries_per_product)
     items: dict[str, list[dict[str, Any]]] = {name: [] for name in layouts}
     queries: list[dict[str, Any]] = []
-    for done, (records, asked) in enumerate(_results(args, n, min(wanted, max(1, n // 16))), 1):
-        for name, record in records.items():
-            items[name].append(record)
-        queries += asked
-        if progress is not None:
-            progress(done, n)
+    with naming(root):
+        for done, (records, asked) in enumerate(_results(args, n, min(wanted, max(1, n // 16))), 1):
+            for name, record in records.items():
+                items[name].append(record)
+            queries += asked
+            if progress is not None:
+                progress(done, n)
     folders = [root / name if layout == "both" else root for name in layouts]
     for folder, name in zip(folders, layouts, strict=True):
         _write_jsonl(folder / "items.jsonl", items[name])

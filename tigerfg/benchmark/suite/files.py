@@ -1,27 +1,14 @@
-"""Files that are whole or not there, and one builder at a time."""
+"""Text files that are whole or not there, and one builder at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from tigerfg.errors import InputError
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; renamed to ``path`` and on disk when the block ends without an error."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        with open(part, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+from tigerfg.files import whole_file
 
 
 def write_whole(path: Path, text: str) -> None:

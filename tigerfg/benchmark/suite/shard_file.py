@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tigerfg.errors import InputError
-from tigerfg.files import sha256_file
+from tigerfg.files import sha256_file, whole_file
 
-from .files import whole_file
 from .schema import PAIRS_A_GROUP, Pair, pair_schema
 
 

@@ -1,0 +1,40 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from tigerfg.files import naming, publish, whole_file
+
+
+def test_a_file_that_is_not_finished_leaves_the_old_one(tmp_path):
+    file = tmp_path / "results.json"
+    file.write_text("old")
+    with (  # noqa: PT012
+        pytest.raises(OSError, match=r"No space left on device: '.*results\.json'"),
+        whole_file(file) as part,
+    ):
+        part.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert file.read_text() == "old"
+    with whole_file(file) as part:
+        part.write_text("new")
+    assert file.read_text() == "new"
+
+
+def test_an_error_that_names_a_file_keeps_it(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, naming(tmp_path):
+        (tmp_path / "gone").read_text()
+    assert caught.value.filename == str(tmp_path / "gone")
+
+
+def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path / "gone", out, tmp_path / "away")
+    assert [path.name for path in out.iterdir()] == ["old"]
