@@ -110,8 +110,8 @@ def chunk_width(width: int, at_most: int) -> int:
 
 
 @functools.cache
-def combine_variant(dtype: torch.dtype, width: int, per_query: bool, arch: int) -> Variant:
-    """The joining of splits for one dtype and width."""
+def combine_variant(dtype: torch.dtype, width: int, per_query: bool) -> Variant:
+    """The joining of splits for one dtype and width, the same for every architecture."""
     name = triton_type(dtype, "v")
     pointers = {
         "parts_ptr": "*fp32",

@@ -77,9 +77,7 @@ def grounding_triton(
     )  # fmt: skip
     if passed.stats is None:
         return passed.p, passed.grounding_map
-    variant = combine_variant(
-        v.dtype, width, per_query, architecture(v.device) if arch is None else arch
-    )
+    variant = combine_variant(v.dtype, width, per_query)
     p = torch.empty(batch, queries, width, dtype=v.dtype, device=v.device)
     shape = (batch, 0) if per_query else (batch, patches)
     grounding_map = torch.empty(shape, dtype=torch.float32, device=v.device)
@@ -126,7 +124,7 @@ def variants(arch: int) -> list[Variant]:
         for width in WIDTHS:
             if unserved(dtype, width, arch):
                 continue
-            built.append(combine_variant(dtype, width, False, arch))
+            built.append(combine_variant(dtype, width, False))
             for queries, finish in ((16, True), (16, False), (64, False)):
                 built.append(grounding_variant(dtype, width, queries, 1e-6, finish, arch))
     return list({variant.name: variant for variant in built}.values())

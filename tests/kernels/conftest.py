@@ -15,8 +15,7 @@ import pytest
 import torch
 from filelock import FileLock
 from gate import GATED, USAGE, USAGE_HEADER
-
-from tigerfg.kernels.variant import INTERPRETED
+from launching import DEVICE
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +37,7 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def device() -> str:
     """Where kernels run: the GPU, or the CPU by Triton's interpreter."""
-    return "cpu" if INTERPRETED else "cuda"
+    return DEVICE
 
 
 @pytest.fixture(scope="session")

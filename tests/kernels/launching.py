@@ -1,8 +1,10 @@
-"""Which tuning table a kernel test launches with."""
+"""Where kernel tests launch, and with which tuning table."""
 
 from __future__ import annotations
 
 from tigerfg.kernels.variant import INTERPRETED
+
+DEVICE = "cpu" if INTERPRETED else "cuda"  # the interpreter's tensors, or the GPU
 
 
 def table(arch: int) -> int | None:

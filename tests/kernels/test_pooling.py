@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import DEVICE
 from torch import Tensor
 
 from tigerfg.kernels import arrival, pooling
@@ -19,8 +20,6 @@ from tigerfg.kernels.pooling import (
     pooled_embedding_triton,
     variants,
 )
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # Elements of z are at most 1. float32: sums of some hundred terms at 6e-8 each. float16, bfloat16:
 # sums are float32 too, but the normalised feature is rounded once for the projection, half an ulp

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from launching import DEVICE
 from PIL import Image
 from torch import Tensor
 
@@ -28,7 +29,6 @@ from tigerfg.kernels.resample import SUPPORTS
 from tigerfg.kernels.tuning import ARCHITECTURES
 from tigerfg.kernels.variant import INTERPRETED
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHAPES = [(97, 150), (30, 41), (300, 1), (1, 300), (1, 1), (40, 40), (25, 50)]  # height, width
 # What Pillow 13 and later, like the kernel, resamples along the columns first.

@@ -6,15 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launching import table
+from launching import DEVICE, table
 from torch import Tensor
 
 from tigerfg.kernels import TailWeights, grounding_reference, project_values_reference
 from tigerfg.kernels.embedding import grounded_embedding_triton
 from tigerfg.kernels.grounding import grounding_triton
-from tigerfg.kernels.variant import INTERPRETED
 
-DEVICE = "cpu" if INTERPRETED else "cuda"
 EXAMPLES = settings(max_examples=8, derandomize=True)
 
 # float32 sums of at most a few hundred terms of order 1 to 10, in another order

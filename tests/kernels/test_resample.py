@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from launching import DEVICE
 
 from tigerfg.decoding import _letterbox_extent
 from tigerfg.kernels.resample import (
@@ -16,8 +17,6 @@ from tigerfg.kernels.resample import (
     source_window,
     weight_totals,
 )
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @triton.jit
