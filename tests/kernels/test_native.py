@@ -94,6 +94,22 @@ def test_static_library_compiled_by_cmake(tmp_path: Path, without_interpreter: A
     assert "2 kernels" in run(folder / "tests" / "tigerfg_errors").stdout
 
 
+def test_launches_fails_where_an_operator_lacks_a_kernel(
+    tmp_path: Path, without_interpreter: dict[str, str]
+) -> None:
+    """Grounding without the joining of its splits; pooling, of which nothing is held, may lack."""
+    folder = build(
+        tmp_path / "build",
+        "-DTIGERFG_KERNEL_ARCHS=90",
+        "-DTIGERFG_KERNEL_ONLY=grounding_split_fp16_d768_*",
+        env=without_interpreter,
+    )
+    done = subprocess.run([folder / "tests" / "tigerfg_launches"], capture_output=True, text=True)
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert done.returncode == 1
+    assert {line.partition(" is ")[0] for line in failed} == {"FAILED: grounding_split_fp16_d768"}
+
+
 def grounding(dtype: torch.dtype, batch: int, queries: int, patches: int, width: int) -> None:
     x = torch.zeros(batch, queries, width, dtype=dtype)
     v = torch.zeros(batch, patches, width, dtype=dtype)
