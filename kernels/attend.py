@@ -26,6 +26,10 @@ from tigerfg.kernels.tuning import (
 from tigerfg.kernels.variant import TRITON_TYPES, Variant, dot_options, triton_type
 
 WIDTHS = (192, 384, 768, 1024, 1280)  # compiled ahead of time
+# A program holds its tile of V chunk by chunk, and every chunk is code of its own: as many as the
+# widest kernel that is compiled ahead of time has. 69 take minutes to compile and spill thousands
+# of registers.
+MAX_CHUNKS = 10
 
 
 @triton.jit(
@@ -206,8 +210,12 @@ def unserved(dtype: torch.dtype, width: int, arch: int) -> str | None:
         return f"dtype {dtype} is not float16, bfloat16 or float32"
     if width % 16:
         return f"width {width} is no multiple of 16"
-    if find_parameters("grounding", arch, bytes=dtype.itemsize, width=width, queries=1) is None:
+    use = find_parameters("grounding", arch, bytes=dtype.itemsize, width=width, queries=1)
+    if use is None:
         return f"{dtype} of width {width} does not fit a multiprocessor of sm_{arch}"
+    chunk = chunk_width(width, use["BLOCK_D"])
+    if width // chunk > MAX_CHUNKS:
+        return f"width {width} is {width // chunk} chunks of {chunk}, more than {MAX_CHUNKS}"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 
 import onnxruntime
@@ -10,11 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tigerfg.kernels import TailWeights, grounded_embedding, grounding
-from tigerfg.kernels.attend import unserved
+from tigerfg.kernels import (
+    TailWeights,
+    grounded_embedding,
+    grounded_embedding_reference,
+    grounding,
+    grounding_reference,
+)
+from tigerfg.kernels.attend import WIDTHS, grounding_variant, unserved
 from tigerfg.kernels.decompositions import decompositions
 from tigerfg.kernels.dispatch import fused, served
-from tigerfg.kernels.tuning import architecture
+from tigerfg.kernels.tuning import ARCHITECTURES, architecture
 
 BATCH = torch.export.Dim("batch")
 
@@ -147,4 +154,36 @@ def test_kernels_serve_cuda_tensors_without_gradients(caplog):
             assert not served("grounding", "width 31 is no multiple of 16")
     assert [record.message for record in caplog.records] == [
         "grounding: the reference runs instead of the fused kernels: width 31 is no multiple of 16"
+    ]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_widths_of_many_chunks_are_left_to_the_reference(arch):
+    """Every chunk is unrolled: 69 of them compile for minutes and spill thousands of registers."""
+    assert unserved(torch.float16, 1104, arch) == "width 1104 is 69 chunks of 16, more than 10"
+    assert "11 chunks of 16" in unserved(torch.float32, 176, arch)
+    assert [width for width in WIDTHS if unserved(torch.float16, width, arch)] == []
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for width in range(16, 1281, 16):
+            if unserved(dtype, width, arch) is None:
+                constants = grounding_variant(dtype, width, 16, 1e-6, True, arch).constexprs
+                assert width // constants["BLOCK_D"] <= 10
+
+
+def test_a_width_of_many_chunks_runs_and_is_said_once(monkeypatch, caplog):
+    for name in ("grounding", "embedding"):  # as modules: the package's `grounding` is the function
+        monkeypatch.setattr(sys.modules[f"tigerfg.kernels.{name}"], "fused", lambda *_: True)
+    x, v, text = torch.randn(1, 4, 208), torch.randn(1, 9, 208), torch.randn(1, 208)
+    mask, item = torch.ones(1, 9, dtype=torch.bool), Item(208)
+    weights = TailWeights(*(getattr(item, name) for name in TailWeights._fields))
+    with caplog.at_level(logging.WARNING, "tigerfg"):
+        for _ in range(2):
+            p, _ = grounding(x, v, mask)
+            z, _ = grounded_embedding(x, v, mask, text, weights, 4)
+    assert torch.equal(p, grounding_reference(x, v, mask)[0])
+    assert torch.equal(z, grounded_embedding_reference(x, v, mask, text, weights, 4)[0])
+    assert [record.message for record in caplog.records] == [
+        f"{operator}: the reference runs instead of the fused kernels: width 208 is 13 chunks of "
+        "16, more than 10"
+        for operator in ("grounding", "grounded_embedding")
     ]
