@@ -1,0 +1,46 @@
+"""New kernels in shipped bundles, after launch parameters or a kernel changed; the rest stays.
+
+python bench/repack_kernels.py tiny lite
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from tigerfg.bundle import MANIFEST_FILE, Bundle
+from tigerfg.export.manifest import record
+from tigerfg.export.tail import tail_kernels
+from tigerfg.files import whole_file
+from tigerfg.model import load_checkpoint
+
+
+def repack(name: str) -> None:
+    """Compile a bundle's kernels again, and put them in place of those it has."""
+    bundle = Bundle.open(name)
+    precisions = tuple(bundle.gpu.precisions)
+    old = bundle.manifest["gpu"]["kernels"]
+    with tempfile.TemporaryDirectory() as folder:
+        index, files = tail_kernels(Path(folder), load_checkpoint(name), precisions, (), print)
+        new = {
+            "index": record(index),
+            "files": {file: record(path) for file, path in files.items()},
+        }
+        for entry in old["files"].values():
+            (bundle.path / entry["file"]).unlink()
+        for path in (index, *files.values()):
+            shutil.copyfile(path, bundle.path / path.name)
+    bundle.manifest["gpu"]["kernels"] = new
+    with whole_file(bundle.path / MANIFEST_FILE) as part:
+        part.write_text(json.dumps(bundle.manifest, indent=2) + "\n", encoding="utf-8")
+    Bundle.open(name).verify()
+    changed = sum(old["files"].get(file) != entry for file, entry in new["files"].items())
+    print(f"{name}: {changed} of {len(new['files'])} kernels changed")
+
+
+if __name__ == "__main__":
+    for each in sys.argv[1:]:
+        repack(each)
