@@ -163,12 +163,14 @@ def test_image_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatc
 # Other sources
 
 
-def test_folder_of_images(tmp_path):
+def test_folder_of_images(tmp_path, caplog):
     for name in ("red_shoe-42.JPG", "sub/b.png", "sub/b.webp", ".hidden.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "sub")
     rejects: list[Rejected] = []
     items = list(read_items(tmp_path, rejects.append))
+    assert f"{tmp_path / 'linked'}: a link to a folder, which is not followed" in caplog.text
     assert [(item.item_id, item.title) for item in items] == [
         ("red_shoe-42", "red shoe 42"),
         ("sub/b", "b"),

@@ -206,6 +206,8 @@ def _image_record(file: Path, folder: Path) -> dict[str, Any]:
 def _image_files(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for link in filter(os.path.islink, (os.path.join(root, name) for name in folders)):
+            logger.warning("%s: a link to a folder, which is not followed", link)
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield Path(root, name)
