@@ -359,23 +359,28 @@ def test_a_full_disk_leaves_nothing(tmp_path, on_gpu, monkeypatch, failing):
     assert left(tmp_path) == []
 
 
-@pytest.mark.parametrize("failing", [1, 2], ids=["engine", "sidecar"])
-def test_an_engine_never_lies_beside_an_older_sidecar(tmp_path, on_gpu, monkeypatch, failing):
-    fake_build(tmp_path, fake_builder(Script(engine=b"old")))
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize(
+    ("failing", "kept"), [(1, ["x.engine", "x.engine.json"]), (2, [])], ids=["engine", "sidecar"]
+)
+def test_a_rebuild_that_fails_leaves_the_old_engine_whole_or_none(
+    tmp_path, on_gpu, monkeypatch, failing, kept, problem
+):
+    old = fake_build(tmp_path, fake_builder(Script(engine=b"old")))
     calls = []
 
     def interrupted(descriptor: int) -> None:
         calls.append(descriptor)
         if len(calls) == failing:
-            raise KeyboardInterrupt
+            raise problem
 
     monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((KeyboardInterrupt, EngineError)):
         fake_build(tmp_path, fake_builder(Script(engine=b"new")))
-    engine = tmp_path / "out" / "x.engine"
-    found = sidecar.read(engine)
-    if isinstance(found, sidecar.Sidecar):
-        assert found.sha256 == hashlib.sha256(engine.read_bytes()).hexdigest()
+    assert left(tmp_path) == kept
+    if kept:
+        engine = tmp_path / "out" / "x.engine"
+        assert (engine.read_bytes(), sidecar.read(engine)) == (b"old", old)
 
 
 def test_the_graph_is_missing(tmp_path, on_gpu):

@@ -95,7 +95,9 @@ def build_engine(
     timing_cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Sidecar:
-    """Build an engine file and its sidecar; Ctrl-C cancels, and then neither is left.
+    """Build an engine file and its sidecar; Ctrl-C cancels.
+
+    A build that fails or is cancelled leaves the pair that was there before, or neither file.
 
     Args:
         graph: the ONNX file, its weights beside it.
@@ -237,12 +239,12 @@ def _mib(count: int) -> str:
 
 
 def _write(out: Path, content: memoryview, record: Sidecar) -> None:
-    """Engine, then sidecar; an engine never lies beside the sidecar of another one."""
+    """Engine, then sidecar: until it is there the older one refuses the engine, by its SHA-256."""
     with replacing(out) as stream:
         stream.write(content)
-        path_of(out).unlink(missing_ok=True)
     try:
         write(out, record)
     except BaseException:
-        out.unlink(missing_ok=True)
+        for file in (out, path_of(out)):
+            file.unlink(missing_ok=True)
         raise
