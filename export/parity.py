@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tigerfg.engines.accuracy import MAP_DISTANCES, THRESHOLDS, cosines
+from tigerfg.engines.accuracy import MAP_DISTANCES, THRESHOLDS, cosines, map_distances
 from tigerfg.engines.base import INPUTS, Arrays
 from tigerfg.errors import EngineError
 from tigerfg.export.samples import Samples
@@ -96,8 +96,8 @@ def measure(
     others = expected["item" if tower == "query" else "query"]["embedding"]
     result["top10_overlap"] = _overlap(found["embedding"], wanted["embedding"], others)
     if tower == "item":
-        gap = np.abs(found["grounding_map"] - wanted["grounding_map"]).sum(axis=1) / 2
-        result["map_distance"] = float(gap.mean())
+        gaps = map_distances(found["grounding_map"], wanted["grounding_map"])
+        result["map_distance"] = float(gaps.mean())
     # not Python's min, which passes over NaN
     result["cosine_min"] = float(np.min([entry["cosine_min"] for entry in spreads.values()]))
     return {**_round(result), "batches": spreads}, found

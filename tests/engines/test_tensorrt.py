@@ -20,6 +20,7 @@ from small_models import expected, inputs
 
 from tigerfg import EngineError, InputError, MissingExtraError
 from tigerfg.engines import sidecar, tensorrt, trt_files
+from tigerfg.engines.accuracy import MAP_DISTANCES
 from tigerfg.engines.base import OUTPUTS
 from tigerfg.engines.cuda import Cuda
 from tigerfg.engines.tensorrt import TensorRtRunner
@@ -374,7 +375,7 @@ def test_parity_is_measured_once_a_machine(
         "batches": [1, 2, 5, 12, 14],
     }
     assert 0.9995 < parity["cosine_min"] <= parity["cosine_mean"] <= 1
-    assert parity["map_cosine_min"] > 0.999
+    assert 0 < parity["map_distance"] < MAP_DISTANCES["fp16"]
     assert f"{parity['cosine_min']:.5f}" in caplog.text
     open_runner("item", "fp16").close()
     assert len(measured) == 1
@@ -427,17 +428,30 @@ def test_engine_that_is_not_accurate_is_refused(
     assert not device.live
 
 
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda maps: maps[-1:] * 1.5, r"sums to 1\.5"),
+        (lambda maps: maps[:, ::-1], r"maps of the item fp16 engine are 0\.\d+ from"),
+        # one in fourteen
+        (lambda maps: maps[-1:, ::-1] if len(maps) == 14 else maps, r"are 0\.\d+ from .* allowed"),
+    ],
+    ids=["none", "every-map-reversed", "one-map-reversed"],
+)
 @pytest.mark.usefixtures("unproven")
-def test_map_that_is_none_is_refused(open_runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_that_are_wrong_are_refused(
+    open_runner: Any, monkeypatch: pytest.MonkeyPatch, spoil: Any, reason: str
+) -> None:
     run = TensorRtRunner.run
 
     def spoiled(runner: TensorRtRunner, feeds: Any) -> Any:
         outputs = run(runner, feeds)
-        outputs["grounding_map"][-1] *= 1.5
+        wrong = spoil(outputs["grounding_map"]).copy()
+        outputs["grounding_map"][-len(wrong) :] = wrong
         return outputs
 
     monkeypatch.setattr(TensorRtRunner, "run", spoiled)
-    with pytest.raises(EngineError, match=r"sums to 1\.5"):
+    with pytest.raises(EngineError, match=reason):
         open_runner("item", "fp16")
 
 

@@ -16,3 +16,8 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.sum(a * b, axis=1) / np.maximum(norms, 1e-12)
+
+
+def map_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Total variation of grounding maps, row by row, (B, N) and (B, N) -> (B,)."""
+    return np.abs(a - b).sum(axis=1) / 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tigerfg.engines.accuracy import THRESHOLDS, cosines
+from tigerfg.engines.accuracy import MAP_DISTANCES, THRESHOLDS, cosines, map_distances
 from tigerfg.engines.base import INPUTS, Arrays
 from tigerfg.engines.trt_engine import BatchRange
 from tigerfg.errors import EngineError
@@ -32,16 +32,17 @@ def prove(
 
     Returns:
         batches, cosine_min and cosine_mean of the embeddings with the float32 model's, and for
-        items map_cosine_min.
+        items map_distance: of each picture's map in its worst place, the mean over the pictures.
 
     Raises:
-        EngineError: the worst cosine is below the precision's threshold, or a map is none.
+        EngineError: the worst cosine is below the precision's threshold, the maps are farther off
+            than it allows, or one is none.
     """
     given = {name: check[f"{tower}_{name}"] for name in INPUTS[tower]}
     given["pixels"] = given["pixels"].astype(np.float32)
     count = len(given["pixels"])
     batches = sorted({n for r in ranges for n in (r.smallest, (r.smallest + r.largest) // 2)})
-    found, maps = [], []
+    found, gaps = [], np.zeros(min(count, batches[-1]))
     for batch in batches:
         rows = np.arange(batch) % count
         outputs = run({name: np.ascontiguousarray(value[rows]) for name, value in given.items()})
@@ -61,13 +62,19 @@ def prove(
                     "another precision"
                 )
             expected = check["item_grounding_map"][rows]
-            maps.append(cosines(outputs["grounding_map"], expected))
+            np.maximum.at(gaps, rows, map_distances(outputs["grounding_map"], expected))
     every = np.concatenate(found)
     parity = {
         "batches": batches,
         "cosine_min": round(float(every.min()), 6),
         "cosine_mean": round(float(every.mean()), 6),
     }
-    if maps:
-        parity["map_cosine_min"] = round(float(np.concatenate(maps).min()), 6)
+    if tower == "item":
+        distance, most = float(gaps.mean()), MAP_DISTANCES[precision]
+        if not distance <= most:
+            raise EngineError(
+                f"refused: the grounding maps of the item {precision} engine are {distance:.3f} "
+                f"from the float32 model's, {most} is allowed; use another precision"
+            )
+        parity["map_distance"] = round(distance, 6)
     return parity
