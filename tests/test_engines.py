@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,6 +242,20 @@ def test_the_choice_is_measured_once_and_explained(small_bundle, monkeypatch):
         choose(bundle, "query", threads=1, refresh=True)
     with pytest.raises(AssertionError, match="measured again"):
         choose(bundle, "query", threads=2)
+
+
+def test_another_export_of_the_checkpoint_is_another_choice(small_bundle):
+    def file(precision: str = "auto") -> Path:
+        requested = tuple(select._requested(bundle, "auto", precision))
+        return select.cache_file(bundle, "query", requested, 1)
+
+    bundle = Bundle.open(small_bundle)
+    before = {precision: file(precision) for precision in ("auto", "fp32")}
+    bundle.manifest["towers"]["query"]["int8"]["sha256"] = "0" * 64  # calibrated on other pictures
+    assert file() != before["auto"]
+    assert file("fp32") == before["fp32"]
+    bundle.manifest["weights"]["sha256"] = "0" * 64
+    assert file("fp32") != before["fp32"]
 
 
 def test_the_cache_may_be_broken_or_read_only(small_bundle, tmp_path, monkeypatch, caplog):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -10,7 +9,6 @@ import json
 import logging
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ from tigerfg.engines import onnx, openvino
 from tigerfg.engines.accuracy import cosines
 from tigerfg.engines.base import Arrays, Runner, TowerShapes
 from tigerfg.engines.cpu import cpu
+from tigerfg.engines.sidecar import replacing
 from tigerfg.errors import EngineError, TigerfgError
 
 if TYPE_CHECKING:
@@ -110,8 +109,8 @@ def choose(
 ) -> Choice:
     """The best candidate of a tower, from the cache or by a measurement of about two seconds.
 
-    The cache lies in the user's cache directory and is keyed by CPU, runtime versions, bundle and
-    threads; `refresh` measures anew.
+    The cache lies in the user's cache directory and is keyed by CPU, runtime versions, the bundle's
+    files and threads; `refresh` measures anew.
     """
     requested = tuple(_requested(bundle, engine, precision))
     file = cache_file(bundle, tower, requested, threads)
@@ -128,7 +127,10 @@ def cache_file(
     """Where a choice is remembered."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     versions = {name: importlib.metadata.version(PACKAGES[name]) for name in _installed()}
-    key = (bundle.fingerprint, tower, requested, threads, cpu(), sorted(versions.items()))
+    manifest = bundle.manifest  # the fingerprint is the checkpoint's: other exports share it
+    files = [manifest["towers"][tower][_graph(kind)]["sha256"] for _, kind in requested]
+    files.append(manifest.get("weights", {}).get("sha256"))
+    key = (bundle.fingerprint, files, tower, requested, threads, cpu(), sorted(versions.items()))
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     return Path(root) / "tigerfg" / "engines" / f"{digest}.json"
 
@@ -145,12 +147,17 @@ def _requested(bundle: Bundle, engine: str, precision: str) -> Iterator[tuple[st
                 continue
             if kind == "bf16" and not cpu().has_bf16:
                 continue
-            if ("fp32" if kind == "bf16" else kind) in bundle.precisions:
+            if _graph(kind) in bundle.precisions:
                 yield name, kind
 
 
+def _graph(precision: str) -> str:
+    """The precision of the graph that is run."""
+    return "fp32" if precision == "bf16" else precision
+
+
 def _open(bundle: Bundle, tower: str, engine: str, precision: str, threads: int) -> Runner:
-    path = bundle.onnx(tower, "fp32" if precision == "bf16" else precision)
+    path = bundle.onnx(tower, _graph(precision))
     if engine == "onnx":
         return onnx.OnnxRunner(path, tower, precision, threads)
     shapes = TowerShapes.of(bundle)
@@ -281,15 +288,8 @@ def _read(file: Path) -> Choice | None:
 
 
 def _write(file: Path, choice: Choice) -> None:
-    part = ""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as stream:
-            part = stream.name
-            json.dump(choice._asdict(), stream)
-        os.replace(part, file)
-    except OSError as error:
-        if part:
-            with contextlib.suppress(OSError):
-                os.unlink(part)
-        logger.info("the engine choice cannot be remembered in %s: %s", file.parent, error)
+        with replacing(file) as stream:
+            stream.write(json.dumps(choice._asdict()).encode())
+    except EngineError as error:
+        logger.info("the engine choice is not remembered: %s", error)
