@@ -130,11 +130,6 @@ def tower_graph(model: TigerFG, tower: str, cut: str = "tower") -> onnx.ModelPro
     return proto
 
 
-def node_report(proto: onnx.ModelProto) -> dict[str, int]:
-    """How many nodes of each operator, most frequent first."""
-    return dict(Counter(node.op_type for node in proto.graph.node).most_common())
-
-
 def _tidy(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
     graph = proto.graph
     count: Counter[str] = Counter()
