@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from tigerfg.engines.accuracy import THRESHOLDS, cosines
@@ -14,9 +15,9 @@ from tigerfg.engines.trt_library import Builder, current_gpu, find_builder
 from tigerfg.errors import EngineError, InputError
 from tigerfg.export.emulate import EmulatedRunner
 from tigerfg.export.graph import interface, tower_graph
-from tigerfg.export.layers import compare_layers, format_layers
+from tigerfg.export.layers import compare_layers, format_layers, large_layers
 from tigerfg.export.parity import reference
-from tigerfg.export.precision import typed_graph
+from tigerfg.export.precision import ELEMENTWISE, ENCODERS, PRODUCTS, typed_graph
 from tigerfg.export.quantize import gpu_fp8_graph, gpu_int8_graph, quantised_nodes
 from tigerfg.export.samples import Samples
 from tigerfg.gpu_bundle import PRECISIONS
@@ -27,6 +28,8 @@ GPU_ENGINES = ("auto", "tensorrt", "tensorrt-rtx", "none")
 # Layers of a quantised or float16 tower that may go back to a finer type before it is refused:
 # so many rounds, each with the worst quarter of those left.
 FALL_BACK_ROUNDS, FALL_BACK_SAMPLES = 4, 8
+# Values that layers in float16 may have on those pictures; others may have larger ones.
+FLOAT16_LIMIT = float(np.finfo(np.float16).max) / 2
 
 FIRST_FP8 = 89  # compute capability
 _TAIL_READS = {"patches", "queries", "text"}
@@ -97,6 +100,7 @@ class GpuGraphs:
     def __init__(self, model: TigerFG, calibration: Samples, say: Progress) -> None:
         self.graphs: dict[tuple[str, str, str], onnx.ModelProto] = {}
         self.kept: dict[tuple[str, str], list[str]] = {}
+        self._large: list[str] = []  # layers of the current tower that float16 does not hold
         self._calibrated: dict[tuple[str, ...], onnx.ModelProto] = {}
         self._model, self._calibration, self._say = model, calibration, say
         self._expected = reference(model, calibration.part(slice(FALL_BACK_SAMPLES)))
@@ -104,7 +108,8 @@ class GpuGraphs:
     def add(self, tower: str, proto: onnx.ModelProto, precisions: tuple[str, ...]) -> None:
         """Convert a tower's float32 graph, and its backbone, to every precision.
 
-        A layer that loses too much stays in a finer type: named in `kept`.
+        A layer that float16 does not hold, or that loses too much, stays in a finer type: named in
+        `kept`.
 
         Raises:
             EngineError: even with those the tower is below its threshold; names the layers that
@@ -113,11 +118,16 @@ class GpuGraphs:
         protos = {"tower": proto}
         if self._model.config.fused_tail:
             protos["backbone"] = tower_graph(self._model, tower, "backbone")
+        if "fp16" in map(ELEMENTS.get, precisions):
+            self._large = sorted(_too_large(proto, self._feeds(tower)))
+            if self._large:
+                self._say(f"{tower} tower: {len(self._large)} layers are too large for float16")
         for precision in precisions:
             self._say(f"{tower} tower: converting to {precision}")
             graph, kept = self._accurate(tower, proto, precision)
             self.graphs[tower, precision, "tower"] = graph
-            self.kept[tower, precision] = kept
+            large = self._large if ELEMENTS[precision] == "fp16" else []
+            self.kept[tower, precision] = sorted({*kept, *large})
             if "backbone" in protos:
                 backbone = self._typed(protos["backbone"], tower, "backbone", precision, kept)
                 self.graphs[tower, precision, "backbone"] = backbone
@@ -127,19 +137,19 @@ class GpuGraphs:
         self, tower: str, proto: onnx.ModelProto, precision: str
     ) -> tuple[onnx.ModelProto, list[str]]:
         """The typed tower, with as many layers kept finer as its threshold asks for."""
-        feeds = getattr(self._calibration.part(slice(FALL_BACK_SAMPLES)), tower)
+        feeds = self._feeds(tower)
         wanted = self._expected[tower]["embedding"]
         threshold = THRESHOLDS[precision]
-        kept: list[str] = []
-        for round_ in range(FALL_BACK_ROUNDS):
+        kept = [*self._large] if precision == "fp16" else []
+        for round_ in range(FALL_BACK_ROUNDS + 1):
             graph = self._typed(proto, tower, "tower", precision, kept)
             worst = float(cosines(EmulatedRunner(graph).run(feeds)["embedding"], wanted).min())
             if worst >= threshold:
-                return graph, sorted(kept)
+                return graph, kept
             errors = compare_layers(proto, graph, feeds)
             movable = _movable(proto, precision) - set(kept)
             bad = [entry.node for entry in errors if entry.node in movable]
-            if not bad or round_ == FALL_BACK_ROUNDS - 1:
+            if not bad or round_ == FALL_BACK_ROUNDS:
                 break
             kept += bad[: max(1, len(bad) // 4)]
             self._say(f"{tower} tower {precision}: cosine {worst:.4f}, {len(kept)} layers finer")
@@ -157,10 +167,13 @@ class GpuGraphs:
         if precision in ("int8", "fp8"):
             int8 = self._int8(proto, tower, cut, kept)
             proto = int8 if precision == "int8" else gpu_fp8_graph(int8, proto)
-            kept = self.kept.get((tower, "fp16"), [])  # what float16 cannot hold
+            kept = self._large
         if precision == "fp32":
             return proto
         return typed_graph(proto, ELEMENTS[precision], low_outputs=low, keep=kept)
+
+    def _feeds(self, tower: str) -> dict[str, np.ndarray]:
+        return getattr(self._calibration.part(slice(FALL_BACK_SAMPLES)), tower)
 
     def _int8(
         self, proto: onnx.ModelProto, tower: str, cut: str, kept: list[str]
@@ -179,4 +192,13 @@ def _movable(proto: onnx.ModelProto, precision: str) -> set[str]:
     """Nodes that may stay in a finer type."""
     if precision in ("int8", "fp8"):
         return set(quantised_nodes(proto))
-    return {node.name for node in proto.graph.node if node.name.startswith(("vision.", "text."))}
+    return {node.name for node in proto.graph.node if node.name.startswith(ENCODERS)}
+
+
+def _too_large(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> set[str]:
+    """Nodes that would be float16 and that read or give what it does not hold."""
+    return {
+        node.name
+        for node in proto.graph.node
+        if node.op_type in PRODUCTS | ELEMENTWISE and node.name.startswith(ENCODERS)
+    } & large_layers(proto, feeds, FLOAT16_LIMIT)

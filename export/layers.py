@@ -1,9 +1,9 @@
-"""Which layer of a typed or quantised graph loses the accuracy: every value against float32."""
+"""Which layer of a graph a type does not suit: too large its values, or too far from float32."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +65,28 @@ def compare_layers(
     return sorted(found, key=lambda entry: entry.gain, reverse=True)
 
 
+def large_layers(
+    proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray], limit: float, threads: int = 0
+) -> set[str]:
+    """Names of the nodes that read or give a value beyond +-`limit`, masked scores aside.
+
+    Args:
+        proto: a float32 graph.
+        feeds, threads: as for `compare_layers`.
+    """
+    types = element_types(proto)
+    made = [name for node in proto.graph.node for name in node.output]
+    values = [name for name in made if types.get(name) == FLOAT]
+    runner = EmulatedRunner(proto, threads, values)
+    large: set[str] = set()
+    for sample in _samples(feeds):
+        for name, value in runner.run(sample).items():
+            sizes = np.abs(value)
+            if np.any((sizes > limit) & (sizes < MASKED)):
+                large.add(name)
+    return {node.name for node in proto.graph.node if large & {*node.input, *node.output}}
+
+
 def format_layers(errors: Sequence[LayerError], top: int = 10) -> str:
     """The first `top` of them as a table for the terminal."""
     lines = [f"{'gain':>9}  {'error':>9}  {'operator':<18}  node"]
@@ -85,8 +107,7 @@ def _errors(
     """Relative RMS error of every value over all samples."""
     graphs = [EmulatedRunner(proto, threads, names) for proto in (reference, candidate)]
     sums = dict.fromkeys(names, (0.0, 0.0))
-    for row in range(len(next(iter(feeds.values())))):
-        sample = {name: value[row : row + 1] for name, value in feeds.items()}
+    for sample in _samples(feeds):
         expected, found = (graph.run(sample) for graph in graphs)
         for name, (noise, power) in sums.items():
             more, much = _energies(expected.pop(name), found.pop(name))
@@ -95,6 +116,11 @@ def _errors(
         name: math.sqrt(noise / power) if power else (math.inf if noise else 0.0)
         for name, (noise, power) in sums.items()
     }
+
+
+def _samples(feeds: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    for row in range(len(next(iter(feeds.values())))):
+        yield {name: value[row : row + 1] for name, value in feeds.items()}
 
 
 def _energies(expected: np.ndarray, found: np.ndarray) -> tuple[float, float]:

@@ -21,6 +21,7 @@ DTYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 SUFFIXES = {FLOAT: "fp32", **{kind: name for name, kind in DTYPES.items()}}
 NUMPY = {TensorProto.FLOAT16: np.dtype(np.float16), TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 
+ENCODERS = ("vision.", "vision/", "text.", "text/")  # what the names of their nodes start with
 PRODUCTS = {"Conv", "Gemm", "MatMul"}
 ELEMENTWISE = {"Add", "Gelu", "Mul", "Neg", "Relu", "Sigmoid", "Sub"}
 MOVEMENT = {  # no arithmetic, so that a value is the same before and after it
@@ -144,7 +145,7 @@ class _Typed:
         if not any(name in self._floats for name in node.output):
             return False
         if node.op_type in PRODUCTS | ELEMENTWISE:
-            return node.name.startswith(("vision.", "vision/", "text.", "text/"))
+            return node.name.startswith(ENCODERS)
         if node.op_type not in MOVEMENT:
             return False
         makers = self._makers(node, free)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from cuda_fakes import engine_content, pretended_cuda, trt_module
-from small_models import LEVELS, build, inputs, tokenizer_file
+from small_models import CONV, LEVELS, build, inputs, tokenizer_file
 
 import tigerfg.export.gpu as gpu_module
 from tigerfg.bundle import Bundle
@@ -23,6 +23,9 @@ from tigerfg.engines.tensorrt import TensorRtRunner
 from tigerfg.engines.trt_library import Builder, current_gpu
 from tigerfg.errors import BundleError, EngineError, InputError
 from tigerfg.export import GpuRequest, export_bundle
+from tigerfg.export.gpu import GpuGraphs
+from tigerfg.export.graph import tower_graph
+from tigerfg.export.samples import Samples
 from tigerfg.kernels.model_kernels import ModelKernels
 from tigerfg.model import save_checkpoint
 from tigerfg.model.config import GroundingConfig, VisionConfig
@@ -187,6 +190,31 @@ def test_a_layer_that_loses_too_much_stays_finer(checkpoint, parity_folder, tmp_
     kept = Bundle.open(out).manifest["parity"]["gpu"]["query"]["int8"]["kept"]
     assert "vision.stem.2/Conv" in kept
     assert any("layers finer" in line for line in lines)
+
+
+@pytest.fixture(scope="module")
+def overflowing():
+    """A model with hidden values of some 1e5 in one block, its query tower, and pictures."""
+    model, scale = build(CONV), 2.0**17
+    block = model.vision.blocks[1]
+    for parameter in (block.up.weight, block.up.bias):
+        parameter.mul_(scale)
+    block.down.weight.div_(scale)
+    feeds = [inputs(CONV, tower, 8) for tower in ("query", "item")]
+    samples = Samples(*feeds, (frozenset(),) * 8, tuple("01234567"), "")
+    return model, tower_graph(model, "query"), samples
+
+
+@pytest.mark.parametrize("precisions", [("fp16",), ("int8",), ("fp8",), ("int8", "fp16", "bf16")])
+def test_what_float16_does_not_hold_stays_float32(overflowing, precisions):
+    """The nodes around the large values, whichever precisions are asked for, in any order."""
+    model, proto, samples = overflowing
+    graphs = GpuGraphs(model, samples, lambda line: None)
+    graphs.add("query", proto, precisions)
+    block = "vision.blocks.1"
+    large = [f"{block}.down/MatMul", f"{block}.up/Add", f"{block}.up/MatMul", f"{block}/Gelu"]
+    for precision in precisions:
+        assert graphs.kept["query", precision] == ([] if precision == "bf16" else large)
 
 
 def test_a_tower_that_cannot_be_saved_is_refused_with_its_worst_layers(

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from small_models import inputs
 
 from tigerfg.export.emulate import EmulatedRunner
-from tigerfg.export.layers import LayerError, compare_layers, format_layers
+from tigerfg.export.layers import LayerError, compare_layers, format_layers, large_layers
 from tigerfg.export.precision import typed_graph
 from tigerfg.export.quantize import gpu_fp8_graph, gpu_int8_graph
 
@@ -55,6 +55,16 @@ def test_a_weight_beyond_float16_is_named_first_and_keeping_it_helps(largest, er
     kept += [f"{after}.layer_scale2/Mul", f"{after}/Add.2"]
     errors = compare_layers(reference, typed_graph(reference, "fp16", keep=kept), feeds, 1)
     assert errors[0].gain < 5e-3  # the float16 rounding of ten nodes or so
+
+
+def test_large_layers_are_those_around_a_large_value():
+    feeds = inputs(CONFIGS["hf"], "item")
+    proto = graph("hf", "item")
+    assert large_layers(proto, feeds, 1e4, 1) == set()  # scores at -3e38 and -inf are masked
+    large = large_layers(weight_scaled(proto, DOWN, 1e7), feeds, 1e4, 1)
+    assert {DOWN, DOWN.replace("MatMul", "Add")} <= large
+    assert DOWN.replace("down", "up") not in large  # it gives what the large one reads
+    assert not any("layer.0." in name or name.startswith("text.") for name in large)
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
