@@ -491,6 +491,8 @@ def stages(**change):
         ('{"model": {"name": {"x": 1}}}', "^model.name: {'x': 1}; give a string"),
         ('{"model": {"mean": [0, 1]}}', r"^model.mean: \[0, 1\]; give a list of 3"),
         ('{"model": {"grounding": {"heads": 7}}}', "^model.grounding.heads: 7 does not divide"),
+        ('{"model": {"query_size": 0}}', "^model.query_size: 0; give .* from 1 to 4096"),
+        ('{"model": {"item_size": 1000000000}}', "^model.item_size: 1000000000; give .* to 4096"),
         ('{"model": "tiny"}', "model is no JSON object"),
         ('{"validate_every": "x"}', "^validate_every: 'x'; give a whole number, 1 or more"),
         ('{"micro_batch": "4"}', "^micro_batch: '4'; give a whole number, 1 or more"),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from tigerfg.errors import InputError
 from tigerfg.images import Preprocessing
 from tigerfg.levels import level_sides
-from tigerfg.settings import Count, Positive, build, check_fields
+from tigerfg.settings import Count, Limit, Positive, build, check_fields
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
+
+Side = Annotated[int, Limit("a whole number from 1 to 4096", lambda n: 1 <= n <= 4096)]
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ class ModelConfig:
     embedding_dim: Count = 256
     pool: Literal["mean", "attention"] = "mean"
     item_tower: Literal["grounded", "global"] = "grounded"
-    query_size: Count = 64
-    item_size: Count = 128
+    query_size: Side = 64
+    item_size: Side = 128
     item_levels: Count = 1
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
