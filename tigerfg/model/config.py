@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 from tigerfg.errors import InputError
 from tigerfg.images import Preprocessing
 from tigerfg.levels import level_sides
-from tigerfg.settings import Count, Limit, Positive, build, check_fields
+from tigerfg.settings import Count, Limit, Positive, Share, build, check_fields
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 Side = Annotated[int, Limit("a whole number from 1 to 4096", lambda n: 1 <= n <= 4096)]
+Spread = Annotated[float, Limit("a number from 0.001 to 1000", lambda x: 1e-3 <= x <= 1e3)]
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class ModelConfig:
     query_size: Side = 64
     item_size: Side = 128
     item_levels: Count = 1
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[Share, Share, Share] = IMAGENET_MEAN
+    std: tuple[Spread, Spread, Spread] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         check_fields(self)
