@@ -465,10 +465,12 @@ def test_train_configuration(tmp_path):
     assert train_config(None, "tiny", tmp_path, further).model.name == "tiny"
 
 
-def stages(**change):
+STAGE = {"kind": "crops", "steps": 1, "batch": 2, "lr": 0.1}
+
+
+def stages(before=(STAGE,), **change):
     """A configuration of two stages, the second one changed."""
-    stage = {"kind": "crops", "steps": 1, "batch": 2, "lr": 0.1}
-    return json.dumps({"stages": [stage, {**stage, **change}]})
+    return json.dumps({"stages": [*before, {**STAGE, **change}]})
 
 
 @pytest.mark.parametrize(
@@ -519,6 +521,7 @@ def stages(**change):
         ('{"stages": {}}', "^stages: {}; give a list"),
         ('{"stages": ["joint"]}', "^stages.0: 'joint'; give an object"),
         ('{"stages": [{"kind": "map"}]}', "^stages.0.steps: it is missing; give a whole number"),
+        (stages(kind="joint", before=[]), "^stages: a joint stage needs earlier .* or --init"),
         (stages(kind="crop"), "^stages.1.kind: 'crop'; give crops, regions, map or joint"),
         (stages(kind=["map"]), r"^stages.1.kind: \['map'\]; give crops, regions, map or joint"),
         (stages(lr="0.1"), "^stages.1.lr: '0.1'; give a number, 0 or more"),

@@ -127,6 +127,8 @@ class TrainConfig:
         check_fields(self)
         if not self.stages:
             raise InputError("stages: there are none; give at least one")
+        if self.stages[0].kind == "joint" and self.init is None:
+            raise InputError("stages: a joint stage needs earlier stages or --init for its teacher")
         if self.model.vision.type == "lite" and not self.pretrained and self.init is None:
             raise InputError(
                 "pretrained: the lite backbone keeps its first blocks as they are; start from its "

@@ -196,12 +196,10 @@ class _Run:
     def _teacher(self, number: int) -> Teacher:
         """The towers as they were at the end of the last stage before this one."""
         config = self.config
+        source = config.init
         if number > 0:
             source = self.out / f"checkpoint-{number - 1}-{config.stages[number - 1].kind}"
-        elif config.init is not None:
-            source = config.init
-        else:
-            raise InputError("stages: a joint stage needs earlier stages or --init for its teacher")
+        assert source is not None  # as the configuration has checked
         model = load_checkpoint(source).to(self.world.device)
         cast_encoders(model, self.progress.precision, self.world.device)
         return Teacher(model, config.teacher_decay if config.teacher == "ema" else None)
