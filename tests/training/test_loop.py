@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from tigerfg.errors import InputError, TigerfgError
 from tigerfg.model import ModelConfig, load_checkpoint
+from tigerfg.model.checkpoint import TOKENIZER
 from tigerfg.model.towers import TigerFG
-from tigerfg.training import loop
+from tigerfg.training import inputs, loop
 from tigerfg.training.config import LossWeights, Stage
 from tigerfg.training.inputs import pool_names
 from tigerfg.training.loop import train
@@ -160,12 +161,32 @@ def test_resume_in_another_precision_is_refused(finished: dict[str, Path]) -> No
         train(config(finished["plain"], precision="bf16"), resume=True, show_progress=False)
 
 
-def test_finished_run_resumed_is_the_same(finished: dict[str, Path]) -> None:
+def test_finished_run_resumed_is_the_same(
+    finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = weights(finished["plain"]), log(finished["plain"])
+    monkeypatch.setattr(inputs, "train_tokenizer", None)  # it keeps its own
     train(config(finished["plain"]), resume=True, show_progress=False)
     for name, value in weights(finished["plain"]).items():
         assert torch.equal(value, before[0][name])
     assert log(finished["plain"]) == before[1]
+
+
+def test_a_run_that_ended_before_its_first_save_leaves_nothing_to_the_next(
+    finished: dict[str, Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "step_gradients", interrupt)
+    fewer_words = dataclasses.replace(MODEL, text=dataclasses.replace(MODEL.text, vocab_size=260))
+    with pytest.raises(KeyboardInterrupt):
+        train(config(out, model=fewer_words), show_progress=False)
+    monkeypatch.undo()
+    train(config(out), show_progress=False)
+    assert_same_run(out, finished["plain"])
+    words = [(run / "checkpoint" / TOKENIZER).read_bytes() for run in (out, finished["plain"])]
+    assert words[0] == words[1]
 
 
 def test_every_part_of_the_model_is_trained(finished: dict[str, Path]) -> None:

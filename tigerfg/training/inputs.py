@@ -19,6 +19,7 @@ from tigerfg.training.photos import photo_pool, photos_digest
 from tigerfg.training.pool import Pool
 from tigerfg.training.prepare import rendered_pool
 from tigerfg.training.sources import Source
+from tigerfg.training.state import STATE
 from tigerfg.training.tokenizer import train_tokenizer
 
 log = logging.getLogger("tigerfg")
@@ -33,6 +34,8 @@ class Inputs:
         maker: makes batches. held_out: rendered products for validation, one crop, one standard
             and one cluttered picture each. tokenizer, tokenizer_file: of the item texts.
         one_view: how many products of the photos have a single one.
+
+    The tokenizer is made from the texts, unless the run has a state: that goes with its own.
     """
 
     def __init__(self, config: TrainConfig, world: World) -> None:
@@ -60,9 +63,10 @@ class Inputs:
             self.one_view = photos.one_view
             shares = [1.0 - config.photo_share, config.photo_share]
         self.tokenizer_file = Path(config.out) / TOKENIZER
+        begun = (Path(config.out) / STATE).exists()
         if config.init is not None:
             self.tokenizer_file = find_checkpoint(config.init) / TOKENIZER
-        elif world.first and not self.tokenizer_file.exists():
+        elif world.first and not (begun and self.tokenizer_file.exists()):
             texts = (text for source in sources for text in _texts(source))
             train_tokenizer(texts, config.model.text.vocab_size, self.tokenizer_file)
         world.wait()
