@@ -21,7 +21,7 @@ from tigerfg.errors import InputError, TigerfgError
 from tigerfg.model import ModelConfig, load_checkpoint
 from tigerfg.model.checkpoint import TOKENIZER
 from tigerfg.model.towers import TigerFG
-from tigerfg.training import inputs, loop
+from tigerfg.training import batches, inputs, loop
 from tigerfg.training.config import LossWeights, Stage
 from tigerfg.training.inputs import pool_names
 from tigerfg.training.loop import train
@@ -293,6 +293,45 @@ def test_gradient_that_is_not_finite_ends_the_run(
     assert not (out / STATE).exists()
 
 
+NOT_FINITE = torch.full((10, 3, 32, 32), torch.nan)
+
+
+def test_a_stage_whose_every_row_was_left_out_is_an_error(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "augment", lambda *_, **__: NOT_FINITE.clone())
+    settings = config(out, stages=STAGES[:1])
+    wrong = "stage crops: it learnt nothing, .*: {} × numbers that are not finite; "
+    with pytest.raises(TigerfgError, match=wrong.format(40)):
+        train(settings, show_progress=False)
+    with pytest.raises(TigerfgError, match=wrong.format(r"\d+")):
+        train(settings, resume=True, show_progress=False)
+    assert not (out / "checkpoint").exists()
+
+
+def test_a_stage_that_learnt_may_end_with_rows_left_out(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_and_spoil(*args: object) -> None:
+        original(*args)
+        monkeypatch.setattr(batches, "augment", lambda *_, **__: NOT_FINITE.clone())
+        raise KeyboardInterrupt
+
+    original = loop.save_state
+    settings = config(out, stages=STAGES[:1])
+    monkeypatch.setattr(loop, "save_state", save_and_spoil)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, show_progress=False)
+    monkeypatch.setattr(loop, "save_state", original)
+    train(settings, resume=True, show_progress=False)
+    assert load_progress(out / STATE).skipped == {"numbers that are not finite": 30}
+
+
+def test_a_batch_of_one_crop_teaches_nothing(out: Path) -> None:
+    with pytest.raises(TigerfgError, match=r"stage crops: .* left out: none; .* two products"):
+        train(config(out, stages=(Stage("crops", 2, 1, 1e-3),)), show_progress=False)
+
+
 def test_what_was_skipped_is_counted_in_the_card(tmp_path: Path) -> None:
     out = tmp_path / "run"
     tiny_run.write_pools(out)
@@ -339,7 +378,9 @@ def test_rows_skipped_while_training_are_logged_and_counted_once(
 
 
 def test_batch_of_one_and_more_rows_than_products(out: Path) -> None:
-    stages = tuple(Stage(s.kind, 1, 1 if n % 2 else 50, 1e-3) for n, s in enumerate(STAGES))
+    # of one row the regions stage learns only what tells it from another product beside it
+    sizes = [(1, 50), (6, 1), (1, 50), (1, 1)]
+    stages = tuple(Stage(s.kind, *size, 1e-3) for s, size in zip(STAGES, sizes, strict=True))
     train(config(out, stages=stages, micro_batch=7), show_progress=False)
     assert all(torch.isfinite(value).all() for value in weights(out).values())
 

@@ -45,7 +45,8 @@ def train(config: TrainConfig, resume: bool = False, show_progress: bool = True)
     Raises:
         InputError: `out` already has a state and resume is off, or there is nothing to resume, or
             it is of another recipe.
-        TigerfgError: a loss or gradient is not finite; the last state is untouched.
+        TigerfgError: a loss or gradient is not finite, or a stage's gradients were all zero; the
+            last state is untouched.
     """
     file = Path(config.out) / STATE
     if resume != file.exists():
@@ -118,7 +119,7 @@ class _Run:
         if restore:
             load_state(self.state, self.trainee, optimizer, teacher)
         else:
-            self.progress.stage, self.progress.step = number, 0
+            self.progress.stage, self.progress.step, self.progress.learnt = number, 0, False
         first = self.progress.step
         if first < stage.steps:  # else resumed between the last step and the checkpoint
             self._steps(number, stage, optimizer, teacher)
@@ -146,9 +147,9 @@ class _Run:
                     self.trainee, source, step, stage.batch, config.micro_batch, world
                 )
                 world.sum_gradients(trained)
-                norm = torch.nn.utils.clip_grad_norm_(trained, CLIP)
+                norm = torch.nn.utils.clip_grad_norm_(trained, CLIP).item()
                 values = {name: loss.item() for name, loss in losses.items()}
-                if bad := _not_finite({**values, "gradient": norm.item()}):
+                if bad := _not_finite({**values, "gradient": norm}):
                     raise TigerfgError(
                         f"stage {stage.kind}, step {step}: {bad}; nothing of this step was saved, "
                         f"and --resume would come to the same: {self._other_run(stage)}"
@@ -158,10 +159,13 @@ class _Run:
                 if teacher is not None:
                     teacher.follow(self.trainee.model)
                 progress.step, progress.seconds = step + 1, time.monotonic() - started
+                progress.learnt |= norm > 0
                 advance(" ".join(f"{name} {value:.2f}" for name, value in values.items()))
                 last = step + 1 == stage.steps
                 if step % LOG_EVERY == 0 or last:
                     self._log(number, stage, {k: round(v, 6) for k, v in values.items()}, source)
+                if last and not progress.learnt:
+                    raise TigerfgError(self._nothing_learnt(stage))
                 if (step + 1) % config.validate_every == 0 or last:
                     self._validate(number, stage)
                 if last or time.monotonic() - saved > config.save_seconds:
@@ -236,6 +240,13 @@ class _Run:
         if self.progress.stage > 0 and self.progress.step > 0:  # what it began with was good
             advice += f"; --init {self.out / 'checkpoint'} goes on from the last whole stage"
         return advice
+
+    def _nothing_learnt(self, stage: Stage) -> str:
+        skipped = ", ".join(f"{count} × {reason}" for reason, count in self.skipped.items())
+        return (
+            f"stage {stage.kind}: it learnt nothing, every gradient was 0; data left out: "
+            f"{skipped or 'none'}; a step needs usable rows, and of two products at least"
+        )
 
     def _save(self, optimizer: Optimizer, teacher: Teacher | None) -> None:
         if not self.world.first:

@@ -27,6 +27,7 @@ class Progress:
     Attributes:
         recipe: what defines the run, see `recipe_of`.
         stage, step: the stage in progress and the steps of it already done.
+        learnt: whether a step of this stage had a gradient.
         seconds: of training, all stages. precision: what the encoders run in.
         log_bytes: length of the log. skipped: what data could not be used, reason -> count.
     """
@@ -34,6 +35,7 @@ class Progress:
     recipe: dict[str, Any]
     stage: int = 0
     step: int = 0
+    learnt: bool = False
     seconds: float = 0.0
     precision: str = "fp32"
     log_bytes: int = 0
