@@ -186,8 +186,9 @@ def test_bad_rows_are_replaced_counted_and_named(suite, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other columns", "attributes"])
-def test_damaged_shards_are_counted_named_and_passed_over(suite, tmp_path, caplog, damage):
+def test_shards_damaged_later_are_counted_named_and_passed_over(suite, tmp_path, caplog, damage):
     shutil.copytree(suite, tmp_path / "suite")
+    pool = ShardPool(tmp_path / "suite", Q, S)
     path = tmp_path / "suite" / "train" / "00001.parquet"
     if damage == "missing":
         path.unlink()
@@ -205,7 +206,6 @@ def test_damaged_shards_are_counted_named_and_passed_over(suite, tmp_path, caplo
             texts = pa.array(["{", "[1]"] * 32, pa.string())
             table = table.set_column(at, table.schema.field(at), texts)
         parquet.write_table(table, path)
-    pool = ShardPool(tmp_path / "suite", Q, S)
     crops, _ = draw(pool, 148).crops()
     pairs = by_crop(suite)
     drawn = [pairs[crop.tobytes()].pair_id for crop in crops]
@@ -233,9 +233,9 @@ def test_a_product_of_a_wrong_number_is_unknown_beside_others(suite, tmp_path):
 
 def test_a_suite_without_usable_rows_is_an_error(suite, tmp_path):
     shutil.copytree(suite, tmp_path / "suite")
+    pool = ShardPool(tmp_path / "suite", Q, S)
     for path in (tmp_path / "suite" / "train").iterdir():
         path.write_bytes(b"nothing")
-    pool = ShardPool(tmp_path / "suite", Q, S)
     with pytest.raises(InputError, match="none of its rows can be used"):
         draw(pool, 3).crops()
 
@@ -252,6 +252,21 @@ def test_directories_that_are_no_training_suite(suite, tmp_path):
     (tmp_path / "part" / "manifest.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match="128 of 148 training pairs are there"):
         ShardPool(tmp_path / "part", Q, S)
+
+
+def test_a_shard_that_is_missing_or_of_another_size_is_named(tmp_path):
+    build(tmp_path, small(70, 0), workers=1)
+    path = tmp_path / "train" / "00001.parquet"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-100])
+    told = f"{size - 100} bytes, and the manifest says {size}: delete it, then run the command"
+    with pytest.raises(InputError, match=f"00001.parquet: {told}"):
+        ShardPool(tmp_path, Q, S)
+    path.unlink()  # as it says
+    with pytest.raises(InputError, match=r"00001.parquet: missing: run the command"):
+        ShardPool(tmp_path, Q, S)
+    build(tmp_path, small(70, 0), workers=1)
+    assert ShardPool(tmp_path, Q, S).products
 
 
 def test_few_files_are_open(suite, pool, monkeypatch):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tigerfg.benchmark.suite import PAIRS_A_GROUP, Manifest, Pair, pair_schema
+from tigerfg.benchmark.suite.manifest import AGAIN
 from tigerfg.errors import InputError
 from tigerfg.images import check_box, letterbox, load_image
 from tigerfg.text import item_text
@@ -74,7 +75,7 @@ class ShardPool:
         unknown_words: share of texts drawn with invented words in them.
 
     Raises:
-        InputError: no suite, an incomplete one, or one without training pairs.
+        InputError: as `training_manifest`.
         MissingExtraError: pyarrow is not installed.
     """
 
@@ -290,17 +291,23 @@ def training_manifest(directory: Path) -> Manifest:
     """The manifest of a suite that can be trained on.
 
     Raises:
-        InputError: no suite, an incomplete one, or one without training pairs.
+        InputError: no suite, an incomplete one, one without training pairs, or a shard that is
+            missing or of another size.
         MissingExtraError: pyarrow is not installed.
     """
     pair_schema()  # a missing pyarrow is told before the first batch
     manifest = Manifest.load(directory)
     wanted = manifest.settings["pairs"]
     if manifest.pairs != wanted or not wanted:
-        raise InputError(
-            f"{directory}: {manifest.pairs} of {wanted} training pairs are there: run the "
-            "command that builds the suite again"
-        )
+        there = f"{manifest.pairs} of {wanted} training pairs are there"
+        raise InputError(f"{directory}: {there}: {AGAIN}")
+    for shard in manifest.shards:
+        file = directory / shard["name"]
+        if not file.is_file():
+            raise InputError(f"{file}: missing: {AGAIN}")
+        if (size := file.stat().st_size) != shard["bytes"]:
+            wrong = f"{size} bytes, and the manifest says {shard['bytes']}"
+            raise InputError(f"{file}: {wrong}: delete it, then {AGAIN}")
     return manifest
 
 
