@@ -185,6 +185,20 @@ def test_bad_rows_are_replaced_counted_and_named(suite, tmp_path, caplog):
     np.testing.assert_array_equal(rows.products, np.concatenate([p.products for p in parts]))
 
 
+@pytest.mark.parametrize("read_before", [False, True])
+def test_bad_rows_of_the_only_row_group_are_replaced_by_the_next(tmp_path, read_before):
+    build(tmp_path / "whole", small(40, 0), workers=1)
+    bad = {3: 5, 4: 5, 39: 0}  # row -> its replacement
+    changes = {row: {"item_image": b"no picture"} for row in bad}
+    pool = damaged(tmp_path / "whole", tmp_path / "suite", changes)
+    places = np.stack([np.zeros(40, int), np.arange(40)], axis=1)
+    if read_before:  # what is known to be bad changes no row
+        pool.read(places[::-1])
+    rows = [row.pair.pair_id for row in pool.read(places)]
+    assert rows == [f"p00000-{bad.get(row, row):05d}" for row in range(40)]
+    assert pool.skipped == {"item_image: not a picture that can be decoded": 3}
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other columns", "attributes"])
 def test_shards_damaged_later_are_counted_named_and_passed_over(suite, tmp_path, caplog, damage):
     shutil.copytree(suite, tmp_path / "suite")
@@ -236,7 +250,8 @@ def test_a_suite_without_usable_rows_is_an_error(suite, tmp_path):
     pool = ShardPool(tmp_path / "suite", Q, S)
     for path in (tmp_path / "suite" / "train").iterdir():
         path.write_bytes(b"nothing")
-    with pytest.raises(InputError, match="none of its rows can be used"):
+    remedy = f"delete the shards that `tigerfg suite {tmp_path / 'suite'} --verify` names, then run"
+    with pytest.raises(InputError, match=f"none of its rows can be used: {remedy}"):
         draw(pool, 3).crops()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,9 +66,10 @@ class ShardPool:
     a batch differ as far as they do in the row groups, and near-twins stay side by side. Memory
     does not grow with the suite: one batch, and the footers and product ids of a few files.
 
-    A row that cannot be used is replaced by the same row of the next row group and counted in
-    ``skipped``, once, by its reason; so is a row group or a shard that cannot be read. The log
-    names the first of every reason; rows are counted from 0 in their shard.
+    A row that cannot be used is replaced by the same row of the next row group, where none is
+    usable by the row after it, and counted in ``skipped``, once, by its reason; so is a row group
+    or a shard that cannot be read. The log names the first of every reason; rows are counted from 0
+    in their shard.
 
     Args:
         directory: a suite with all its shards, as `tigerfg suite` makes it.
@@ -117,23 +119,31 @@ class ShardPool:
         return ShardRows(self, chosen, rng.integers(1 << 63, size=count))
 
     def read(self, places: np.ndarray) -> list[_Row]:
-        """The usable rows at or after places (B, 2): row group and row in it."""
+        """The usable rows at or after places (B, 2): row group and row in it (`_in_turn`)."""
         tables: dict[int, list[dict[str, Any]]] = {}
         return [self._usable(int(group), int(row), tables) for group, row in places]
 
     def _usable(self, group: int, row: int, tables: dict[int, list[dict[str, Any]]]) -> _Row:
-        for step in range(len(self._lengths)):
-            at = (group + step) % len(self._lengths)
-            place = (at, row % int(self._lengths[at]))
-            if (at, None) in self._bad or place in self._bad:
+        for at, chosen in self._in_turn(group, row):
+            if (at, None) in self._bad or (at, chosen) in self._bad:
                 continue
             if at not in tables and not self._read_group(at, tables):
                 continue
             try:
-                return self._decode(tables[at][place[1]], self._numbers(self._shard(at)))
+                return self._decode(tables[at][chosen], self._numbers(self._shard(at)))
             except InputError as error:
-                self._skip(place, str(error))
-        raise InputError(f"{self._directory}: none of its rows can be used: build the suite again")
+                self._skip((at, chosen), str(error))
+        raise InputError(
+            f"{self._directory}: none of its rows can be used: delete the shards that "
+            f"`tigerfg suite {self._directory} --verify` names, then {AGAIN}"
+        )
+
+    def _in_turn(self, group: int, row: int) -> Iterator[tuple[int, int]]:
+        """All places: this row of this row group and the next ones, then the row after it..."""
+        for further in range(PAIRS_A_GROUP):
+            for step in range(len(self._lengths)):
+                at = (group + step) % len(self._lengths)
+                yield at, (row + further) % int(self._lengths[at])
 
     def _read_group(self, group: int, tables: dict[int, list[dict[str, Any]]]) -> bool:
         from pyarrow import ArrowException
