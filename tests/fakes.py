@@ -23,6 +23,7 @@ class FakeBundle:
     def __init__(self, name: str = "fake", fingerprint: str = "f" * 64) -> None:
         self.name, self.fingerprint = name, fingerprint
         self.path = Path("/nowhere") / name
+        self.manifest: dict[str, object] = {}
         self.embedding_dim = DIM
         self.max_text_length = 8
         self.preprocessing = Preprocessing(SIZE, SIZE, PATCH, (0.5,) * 3, (0.25,) * 3)
