@@ -96,12 +96,16 @@ def test_run_leaves_checkpoint_log_card_and_events(finished: dict[str, Path]) ->
 
 
 def test_events_are_the_log(finished: dict[str, Path]) -> None:
+    assert_events_are_the_log(finished["plain"])
+
+
+def assert_events_are_the_log(run: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(finished["plain"] / "tensorboard"))
+    events = accumulator.EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     told = {
         (f"{row['stage']}/{name}", number * STAGES[0].steps + row["step"]): value
-        for row in log(finished["plain"])
+        for row in log(run)
         for number in [[s.kind for s in STAGES].index(row["stage"])]
         for name, value in row.items()
         if name not in ("stage", "step")
@@ -146,6 +150,7 @@ def test_interrupted_run_resumes_to_the_bit(
     monkeypatch.setattr(loop, "resolve", lambda *args: "fp32")
     train(dataclasses.replace(settings, precision="auto"), resume=True, show_progress=False)
     assert_same_run(out, finished[options])
+    assert_events_are_the_log(out)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -170,6 +175,7 @@ def test_finished_run_resumed_is_the_same(
     for name, value in weights(finished["plain"]).items():
         assert torch.equal(value, before[0][name])
     assert log(finished["plain"]) == before[1]
+    assert_events_are_the_log(finished["plain"])
 
 
 def test_a_run_that_ended_before_its_first_save_leaves_nothing_to_the_next(

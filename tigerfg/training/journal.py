@@ -72,14 +72,14 @@ class Journal:
             self._events.close()
 
 
-def _event_writer(directory: Path, first_step: int) -> Any:
+def _event_writer(directory: Path, done: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:
         log.info("no TensorBoard events: pip install tensorboard")
         return None
     # events of steps that a killed run did and this one does again are hidden
-    return SummaryWriter(str(directory), purge_step=first_step or None)
+    return SummaryWriter(str(directory), purge_step=done + 1 if done else None)
 
 
 @contextmanager
