@@ -102,7 +102,7 @@ def command(
         if repository[0] in folders or folders[0] in repository:
             raise InputError("triton-repository: lies in the bundle, or holds it; choose another")
     export_bundle(ckpt, out, precisions, parity_data=parity_data, progress=say, gpu=gpu)
-    bundle = Bundle.open(out.resolve())  # not the shipped one of that name
+    bundle = Bundle.open(out)
     _print_report(bundle)
     if triton_repository is not None:
         write_triton_repository(bundle, triton_repository)
