@@ -14,7 +14,7 @@ from pathlib import Path
 from tigerfg.bundle import MANIFEST_FILE, Bundle
 from tigerfg.export.manifest import record
 from tigerfg.export.tail import tail_kernels
-from tigerfg.files import whole_file
+from tigerfg.files import write_whole
 from tigerfg.model import load_checkpoint
 
 
@@ -34,8 +34,7 @@ def repack(name: str) -> None:
         for path in (index, *files.values()):
             shutil.copyfile(path, bundle.path / path.name)
     bundle.manifest["gpu"]["kernels"] = new
-    with whole_file(bundle.path / MANIFEST_FILE) as part:
-        part.write_text(json.dumps(bundle.manifest, indent=2) + "\n", encoding="utf-8")
+    write_whole(bundle.path / MANIFEST_FILE, json.dumps(bundle.manifest, indent=2) + "\n")
     Bundle.open(name).verify()
     changed = sum(old["files"].get(file) != entry for file, entry in new["files"].items())
     print(f"{name}: {changed} of {len(new['files'])} kernels changed")

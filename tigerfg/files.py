@@ -48,6 +48,12 @@ def whole_file(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def publish(staged: Path, out: Path, old: Path) -> None:
     """Move a folder into place: the new one is there, or still the old one, never half.
 

@@ -13,7 +13,7 @@ import numpy as np
 from tigerfg.benchmark import bootstrap, metrics
 from tigerfg.catalog import Rejected
 from tigerfg.errors import InputError
-from tigerfg.files import whole_file
+from tigerfg.files import write_whole
 
 Mode = Literal["item", "text", "global", "oracle", "detect"]
 Interval = tuple[float, float]
@@ -230,8 +230,7 @@ def named_intervals(
 def write_results(results: Sequence[Evaluation], file: Path) -> None:
     """Write evaluations as JSON, a list of objects."""
     text = json.dumps([result.to_dict() for result in results], indent=1, allow_nan=False)
-    with whole_file(file) as part:
-        part.write_text(text + "\n", encoding="utf-8")
+    write_whole(file, text + "\n")
 
 
 def read_results(file: Path) -> list[Evaluation]:

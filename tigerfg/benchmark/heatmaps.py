@@ -17,7 +17,7 @@ from tigerfg.benchmark import metrics
 from tigerfg.benchmark.evaluation import Evaluation
 from tigerfg.catalog import Item
 from tigerfg.errors import InputError
-from tigerfg.files import whole_file
+from tigerfg.files import write_whole
 from tigerfg.images import load_image
 from tigerfg.sheet import GREEN, data_uri, heat_overlay
 from tigerfg.text import item_text
@@ -68,8 +68,7 @@ def write_heatmaps(sections: Sequence[tuple[Evaluation, MapSample]], file: Path)
     body = [_section(result, sample.shown()) for result, sample in sections if result.grounding]
     if not body:
         raise InputError("heat maps: no item has a target box, or mode item was not evaluated")
-    with whole_file(file) as part:
-        part.write_text(_PAGE.substitute(body="\n".join(body)), encoding="utf-8")
+    write_whole(file, _PAGE.substitute(body="\n".join(body)))
 
 
 def _section(result: Evaluation, shown: Sequence[Shown]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tigerfg.benchmark.evaluation import Evaluation, Interval
-from tigerfg.files import whole_file
+from tigerfg.files import write_whole
 
 Cell = str | int | float | Interval | None
 
@@ -37,8 +37,7 @@ def write_markdown(results: Sequence[Evaluation], file: Path) -> None:
         ]
         parts.append("\n".join([f"{_escaped(title[0].upper() + title[1:])}.", "", *lines]))
     parts.append("\n".join(f"- {_escaped(line)}" for line in conditions(results)))
-    with whole_file(file) as part:
-        part.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_whole(file, "\n\n".join(parts) + "\n")
 
 
 def conditions(results: Sequence[Evaluation]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tigerfg.files import naming, whole_file
+from tigerfg.files import naming, write_whole
 
 from .distractors import Distractors
 from .products import Product, make_products
@@ -106,8 +106,7 @@ def _results(args: tuple[Any, ...], n: int, workers: int) -> Iterator[Any]:
 def _write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    with whole_file(path) as part:
-        part.write_text("".join(lines), encoding="utf-8")
+    write_whole(path, "".join(lines))
 
 
 def write_catalog(

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from tigerfg.errors import InputError
-from tigerfg.files import sha256_file
+from tigerfg.files import sha256_file, write_whole
 
-from .files import write_whole
 from .pictures import item_picture, query_picture
 from .schema import LAYOUTS
 from .settings import Settings

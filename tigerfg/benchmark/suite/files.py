@@ -1,4 +1,4 @@
-"""Text files that are whole or not there, and one builder at a time."""
+"""What a killed builder left, and one builder at a time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tigerfg.errors import InputError
-from tigerfg.files import whole_file
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write UTF-8 text whole or not at all."""
-    with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 def remove_parts(folder: Path) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tigerfg.errors import InputError
-from tigerfg.files import sha256_file
+from tigerfg.files import sha256_file, write_whole
 
 from .evalset import pictures_digest
-from .files import write_whole
 from .schema import SUITE_VERSION
 from .settings import Settings
 from .sources import Source
