@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tigerfg import bundle as module
 from tigerfg.bundle import Bundle
 from tigerfg.errors import BundleError
+from tigerfg.files import sha256_file
 from tigerfg.images import Preprocessing
 
 PREPROCESSING = Preprocessing(64, 128, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -194,19 +195,65 @@ def test_file_of_another_size_is_seen_on_open(folder):
     assert_refused(folder, "item.onnx: 4 bytes, the manifest says 12: copy or export")
 
 
-def test_damaged_file_is_seen_by_verify(folder):
-    (folder / "item.onnx").write_bytes(b"item in fp3X")
-    bundle = Bundle.open(folder)
-    with pytest.raises(BundleError, match=re.escape("item.onnx: damaged, its SHA-256")):
-        bundle.verify()
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A copy of the shipped bundle that has every kind of file."""
+    copy = tmp_path_factory.mktemp("damaged") / "tiny"
+    return shutil.copytree(Bundle.open("tiny").path, copy)
 
 
-def test_damaged_tokenizer(folder):
-    file = folder / "tokenizer.json"
-    content = file.read_bytes()
-    file.write_bytes(content.replace(b"shoe", b"boot"))
-    with pytest.raises(BundleError, match=r"tokenizer\.json: damaged"):
-        Bundle.open(folder).verify()
-    file.write_bytes(b"?" * len(content))
+@pytest.mark.parametrize(
+    ("file", "use"),
+    [
+        ("query.onnx", lambda bundle: bundle.onnx("query", "fp32")),
+        ("item.int8.onnx", lambda bundle: bundle.onnx("item", "int8")),
+        ("weights.bin", lambda bundle: bundle.onnx("item", "fp32")),
+        ("weights.bin", lambda bundle: bundle.gpu.graph("query", "fp16", "tower")),
+        ("item.backbone.fp16.onnx", lambda bundle: bundle.gpu.graph("item", "fp16", "backbone")),
+        ("tokenizer.json", lambda bundle: bundle.tokenizer),
+        ("tail.npz", lambda bundle: bundle.gpu.tail_weights()),
+        ("check.npz", lambda bundle: bundle.gpu.check()),
+        ("kernels.json", lambda bundle: bundle.gpu.kernels()),
+        ("tail_whole_fp16_d160_h32_e256.sm_90.cubin", lambda bundle: bundle.gpu.kernels()),
+    ],
+)
+def test_a_flipped_bit_is_seen_before_a_file_is_used(tiny, file, use):
+    """In the weights it would otherwise only make every vector a little worse."""
+    use(Bundle.open(tiny))
+    place = (tiny / file).stat().st_size // 2
+    with open(tiny / file, "r+b") as stream:
+        stream.seek(place)
+        [value] = stream.read(1)
+        stream.seek(place)
+        stream.write(bytes([value ^ 1]))
+        stream.flush()
+        bundle = Bundle.open(tiny)  # reads the manifest and sizes only
+        for call in (use, Bundle.verify):
+            with pytest.raises(BundleError, match=re.escape(f"{file}: damaged, its SHA-256")):
+                call(bundle)
+        stream.seek(place)
+        stream.write(bytes([value]))
+    use(bundle)
+
+
+def test_a_file_is_read_once_for_all_its_uses(folder, monkeypatch):
+    bundle, read = Bundle.open(folder), []
+    monkeypatch.setattr(
+        "tigerfg.bundle_files.sha256_file", lambda file: read.append(file.name) or sha256_file(file)
+    )
+    for tower in ("query", "item", "query"):
+        bundle.onnx(tower, "fp32")
+    assert read == ["query.onnx", "item.onnx"]
+    bundle.verify()
+    assert sorted(read[2:]) == sorted(
+        file.name for file in folder.glob("*.*") if file.name != "manifest.json"
+    )
+
+
+def test_a_tokenizer_that_was_recorded_broken(folder):
+    content = b"no tokenizer"
+    (folder / "tokenizer.json").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    change(folder, tokenizer={"file": "tokenizer.json", "sha256": digest, "bytes": len(content)})
     with pytest.raises(BundleError, match=r"tokenizer\.json: not a readable tokenizer"):
         _ = Bundle.open(folder).tokenizer

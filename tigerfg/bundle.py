@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tigerfg.bundle_files import AGAIN, BundleFiles, FileRecord
 from tigerfg.errors import BundleError, InputError
-from tigerfg.files import sha256_file
 
 if TYPE_CHECKING:
     from tigerfg.gpu_bundle import GpuPart
@@ -34,7 +34,6 @@ _FIELDS: dict[str, type] = {
     "towers": dict,
     "tokenizer": dict,
 }
-AGAIN = "copy or export the bundle again"
 
 
 class Bundle:
@@ -42,7 +41,8 @@ class Bundle:
 
     Open one with `Bundle.open`. The manifest may record tokenizer.json and the weight file that the
     ONNX files share as it records these (``"tokenizer": {"file", "sha256", "bytes"}``,
-    ``"weights": ...``); they are then checked like them.
+    ``"weights": ...``); they are then checked like them. A file is compared with its record before
+    its first use.
 
     Attributes:
         path: the directory.
@@ -54,13 +54,14 @@ class Bundle:
         self.path = path
         self.manifest = manifest
         self.preprocessing = preprocessing
+        self._files = BundleFiles(path)
 
     @classmethod
     def open(cls, path_or_name: str | os.PathLike = DEFAULT_MODEL) -> Bundle:
         """Open a bundle directory, or a bundle shipped with tigerfg by its name (a `str`).
 
-        Checks the manifest and that every file is there with its recorded size; `verify` checks
-        the contents too.
+        Checks the manifest and that every file is there with its recorded size; a file's content
+        is checked before its first use, and those of all by `verify`.
 
         Raises:
             BundleError: no such directory or name, no or a broken manifest, a format newer than
@@ -75,8 +76,8 @@ class Bundle:
         except InputError as error:
             raise BundleError(f"{path / MANIFEST_FILE}: {error}") from error
         bundle = cls(path, manifest, preprocessing)
-        for file, record in bundle._files():
-            bundle._check_size(file, record)
+        for record in bundle._records():
+            bundle._files.check_size(record)
         return bundle
 
     @property
@@ -107,10 +108,10 @@ class Bundle:
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
-        """The item tower's tokenizer, read on first use."""
+        """The item tower's tokenizer, read on first use; BundleError if the file is damaged."""
         from tigerfg.text import TextTokenizer
 
-        file = self.path / self.manifest["tokenizer"]["file"]
+        file = self._files.whole(self.manifest["tokenizer"])
         try:
             return TextTokenizer.from_file(file, self.max_text_length)
         except InputError as error:
@@ -123,14 +124,17 @@ class Bundle:
             return None
         from tigerfg.gpu_bundle import GpuPart
 
-        return GpuPart(self.path, self.manifest)
+        return GpuPart(self.path, self.manifest, self._files)
 
     def onnx(self, tower: str, precision: str) -> Path:
-        """Path of a tower's ONNX file.
+        """Path of a tower's ONNX file, which is whole, as are the weights that it refers to.
 
         Args:
             tower: "query" or "item".
             precision: one of the tower's, e.g. "fp32" or "int8".
+
+        Raises:
+            BundleError: no such tower or precision, or a file is damaged.
         """
         if tower not in TOWERS:
             raise BundleError(f"{self.path}: no tower {tower!r}: choose {' or '.join(TOWERS)}")
@@ -140,41 +144,27 @@ class Bundle:
                 f"{self.path}: the {tower} tower has no precision {precision!r}: "
                 f"choose {', '.join(records)}"
             )
-        return self.path / records[precision]["file"]
+        if "weights" in self.manifest:
+            self._files.whole(self.manifest["weights"])
+        return self._files.whole(records[precision])
 
     def verify(self) -> None:
         """Read every file and compare size and SHA-256 with the manifest; BundleError if one
         differs."""
-        for file, record in self._files():
-            self._check_size(file, record)
-            try:
-                found = sha256_file(file)
-            except OSError as error:
-                raise BundleError(f"{file}: cannot be read: {error.strerror}") from error
-            if found != record["sha256"]:
-                raise BundleError(f"{file}: damaged, its SHA-256 is not the manifest's: {AGAIN}")
+        for record in self._records():
+            self._files.compare(record)
 
     def __repr__(self) -> str:
         return f"Bundle({self.name!r}, {self.fingerprint[:12]}, {str(self.path)!r})"
 
-    def _files(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def _records(self) -> Iterator[FileRecord]:
         for tower in TOWERS:
-            for record in self.manifest["towers"][tower].values():
-                yield self.path / record["file"], record
-        record = self.manifest["tokenizer"]
-        yield self.path / record["file"], record
+            yield from self.manifest["towers"][tower].values()
+        yield self.manifest["tokenizer"]
         if "weights" in self.manifest:
-            yield self.path / self.manifest["weights"]["file"], self.manifest["weights"]
+            yield self.manifest["weights"]
         for _, record in self.gpu.records() if self.gpu else ():
-            yield self.path / record["file"], record
-
-    def _check_size(self, file: Path, record: dict[str, Any]) -> None:
-        try:
-            size = file.stat().st_size
-        except OSError as error:
-            raise BundleError(f"{file}: missing from the bundle: {AGAIN}") from error
-        if size != record["bytes"]:
-            raise BundleError(f"{file}: {size} bytes, the manifest says {record['bytes']}: {AGAIN}")
+            yield record
 
 
 def shipped() -> list[str]:
@@ -238,7 +228,7 @@ def _check_gpu(path: Path, manifest: dict[str, Any]) -> None:
     if "weights" not in manifest:
         raise BundleError(f"{file}: gpu without weights: {AGAIN}")
     try:
-        records = list(GpuPart(path, manifest).records())
+        records = list(GpuPart(path, manifest, BundleFiles(path)).records())
     except (AttributeError, KeyError, TypeError) as error:
         raise BundleError(f"{file}: gpu is incomplete ({error!r}): {AGAIN}") from error
     for field, record in records:

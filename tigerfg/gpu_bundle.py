@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tigerfg.bundle_files import BundleFiles, FileRecord
 from tigerfg.errors import BundleError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -35,6 +36,8 @@ class GpuShape(NamedTuple):
 class GpuPart:
     """What manifest.json holds under "gpu", read-only; made by `Bundle.gpu`.
 
+    What is read, or handed out, is compared with its record first; engines are by their sidecars.
+
     Attributes:
         shape: sizes that the tail kernels are launched with.
         profiles: (smallest, best, largest) batch of every optimisation profile of its engines.
@@ -42,9 +45,9 @@ class GpuPart:
         item_levels: scales at which the item tower sees its picture, see `tigerfg.levels`.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
-        self._path = path
-        self._weights = manifest["weights"]["sha256"]
+    def __init__(self, path: Path, manifest: Mapping[str, Any], files: BundleFiles) -> None:
+        self._path, self._files = path, files
+        self._weights: FileRecord = manifest["weights"]
         self._part: Mapping[str, Any] = manifest["gpu"]
         try:
             self.shape = GpuShape(**self._part["shape"])
@@ -67,14 +70,15 @@ class GpuPart:
             cut: "tower", all of it in standard operators, or "backbone", up to the fused tail.
 
         Raises:
-            BundleError: names what the bundle has instead.
+            BundleError: no such graph, it names what the bundle has instead; or a damaged file.
         """
-        return self._path / self._graph(tower, precision, cut)["file"]
+        self._files.whole(self._weights)
+        return self._files.whole(self._graph(tower, precision, cut))
 
     def identity(self, tower: str, precision: str, cut: str) -> str:
         """SHA-256 over the graph and its weights: what an engine must have been built from."""
         record = self._graph(tower, precision, cut)
-        return hashlib.sha256(f"{record['sha256']} {self._weights}".encode()).hexdigest()
+        return hashlib.sha256(f"{record['sha256']} {self._weights['sha256']}".encode()).hexdigest()
 
     def cuts(self, tower: str, precision: str) -> list[str]:
         """The cuts that a tower comes in."""
@@ -97,9 +101,9 @@ class GpuPart:
         if "kernels" not in self._part:
             return []
         part = self._part["kernels"]
-        index = json.loads((self._path / part["index"]["file"]).read_bytes())
+        index = json.loads(self._files.whole(part["index"]).read_bytes())
         return [
-            {**entry, "path": self._path / part["files"][entry["file"]]["file"]}
+            {**entry, "path": self._files.whole(part["files"][entry["file"]])}
             for entry in index["kernels"]
         ]
 
@@ -107,7 +111,7 @@ class GpuPart:
         """Engine files that came with the bundle; a sidecar lies beside each."""
         return [self._path / entry["file"] for entry in self._part.get("engines", [])]
 
-    def records(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def records(self) -> Iterator[tuple[str, FileRecord]]:
         """Every file of this part: its field in the manifest and its record."""
         part = self._part
         for tower, precisions in part["graphs"].items():
@@ -124,7 +128,7 @@ class GpuPart:
         for position, entry in enumerate(part.get("engines", [])):
             yield f"gpu.engines.{position}", entry
 
-    def _graph(self, tower: str, precision: str, cut: str) -> Mapping[str, Any]:
+    def _graph(self, tower: str, precision: str, cut: str) -> FileRecord:
         try:
             return self._part["graphs"][tower][precision][cut]
         except KeyError:
@@ -136,5 +140,5 @@ class GpuPart:
     def _arrays(self, field: str) -> dict[str, np.ndarray]:
         if field not in self._part:
             raise BundleError(f"{self._path}: gpu.{field} is missing: export the bundle again")
-        with np.load(self._path / self._part[field]["file"], allow_pickle=False) as arrays:
+        with np.load(self._files.whole(self._part[field]), allow_pickle=False) as arrays:
             return dict(arrays)
