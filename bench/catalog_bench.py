@@ -26,7 +26,8 @@ from index_bench import SLOTS, K, blocks, unit
 
 from tigerfg.index.collection import Collection
 from tigerfg.index.ivf import IvfIndex
-from tigerfg.index.store import Record, Store
+from tigerfg.index.store import Store
+from tigerfg.index.stored import Record
 
 HERE = Path(__file__).resolve().parent
 SHARES = (0.5, 0.1, 0.01, 0.001, 0.0001)

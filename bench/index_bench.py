@@ -36,7 +36,8 @@ from tigerfg.index.build import build, next_nprobe, undominated
 from tigerfg.index.factory import spanned
 from tigerfg.index.ivf import INDEX_FILE, IvfIndex
 from tigerfg.index.plan import ROW_BYTES, IndexSettings, list_count
-from tigerfg.index.store import Record, Store
+from tigerfg.index.store import Store
+from tigerfg.index.stored import Record
 
 HERE = Path(__file__).resolve().parent
 K, RECALLS = 10, (0.90, 0.95, 0.99)

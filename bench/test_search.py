@@ -10,7 +10,7 @@ import pytest
 from tigerfg import Searcher
 from tigerfg.catalog import read_items, read_queries
 from tigerfg.index.collection import Collection
-from tigerfg.index.store import Record
+from tigerfg.index.stored import Record
 
 TOP = 10
 VECTORS, DIM = 20_000, 256

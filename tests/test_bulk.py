@@ -25,6 +25,7 @@ from pyarrow import parquet  # noqa: E402
 
 from tigerfg.bulk.encode import encode  # noqa: E402
 from tigerfg.bulk.job import MANIFEST, plan_job  # noqa: E402
+from tigerfg.bulk.load import _batches  # noqa: E402
 from tigerfg.bulk.storage import Storage  # noqa: E402
 
 ENGINE = {"engine": "onnx", "precision": "fp32", "threads": 1}
@@ -198,6 +199,29 @@ def test_loading_refuses_what_does_not_belong(vectors, tmp_path):
         assert 0 < stored < 32, "the files before it are stored"
         report = searcher.load(vectors)
         assert (report.unchanged, report.added) == (stored, 32 - stored)
+
+
+def test_flipped_bits_of_vectors_are_never_loaded(vectors, tmp_path):
+    """Parquet's pages carry checksums, which are compared; its footer has to make sense."""
+
+    def loaded() -> list:
+        batches = list(_batches(Storage(str(tmp_path)), 256))
+        records = (record for batch in batches for record in batch)
+        return [[v.tolist() if isinstance(v, np.ndarray) else v for v in r] for r in records]
+
+    name = sorted(vectors.glob("*.vectors.parquet"))[0].name
+    content = (vectors / name).read_bytes()
+    (tmp_path / name).write_bytes(content)
+    right, refused = loaded(), 0
+    for place in range(0, len(content), 41):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        (tmp_path / name).write_bytes(changed)
+        try:
+            assert loaded() == right, place
+        except InputError:
+            refused += 1
+    assert refused > len(content) / 41 / 2
 
 
 def test_loading_decides_by_what_is_stored(tmp_path):

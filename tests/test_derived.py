@@ -19,7 +19,8 @@ from tigerfg.index.database import STORE_FILE
 from tigerfg.index.derived import check_index, load_index
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.snapshot import copy_catalog
-from tigerfg.index.store import Record, Store
+from tigerfg.index.store import Store
+from tigerfg.index.stored import Record
 from tigerfg.index.vectors import STAMP_FILE, VectorRows, check_vectors
 
 DIM = 16

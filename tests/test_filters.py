@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tigerfg.errors import InputError
 from tigerfg.index.filters import matching
-from tigerfg.index.store import Record, Store
+from tigerfg.index.store import Store
+from tigerfg.index.stored import Record
 from tigerfg.index.where import parse_filter
 
 KEYS = [

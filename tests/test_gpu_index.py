@@ -14,7 +14,8 @@ from tigerfg.index.collection import Collection
 from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import MOST, FaissGpus, GpuSettings, code_bytes
 from tigerfg.index.gpu_index import GpuIndex
-from tigerfg.index.store import Record, Store
+from tigerfg.index.store import Store
+from tigerfg.index.stored import Record
 
 DIM = 32
 LEAST = 0.9  # recall of 40 queries where nprobe is tuned to 0.95

@@ -24,7 +24,8 @@ from tigerfg.index.photo_like import COSINE, photo_like
 from tigerfg.index.plan import IndexSettings, list_count
 from tigerfg.index.refine import refined
 from tigerfg.index.snapshot import copy_catalog
-from tigerfg.index.store import Record, Store
+from tigerfg.index.store import Store
+from tigerfg.index.stored import Record
 from tigerfg.index.vectors import STAMP_FILE, VectorRows
 
 DIM, LISTS = 32, 16

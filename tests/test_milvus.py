@@ -20,7 +20,7 @@ from tigerfg.index.milvus_address import MilvusAddress
 from tigerfg.index.milvus_filters import compile_filter, name_token, value_token
 from tigerfg.index.milvus_schema import MOST_BYTES, MilvusIndex, objection
 from tigerfg.index.plan import IndexSettings
-from tigerfg.index.store import Record
+from tigerfg.index.stored import Record
 from tigerfg.records import Item
 from tigerfg.searcher import Searcher
 

@@ -11,7 +11,8 @@ import pytest
 from tigerfg.index import selected
 from tigerfg.index.collection import Collection
 from tigerfg.index.selected import SelectedIds
-from tigerfg.index.store import Record, Store
+from tigerfg.index.store import Store
+from tigerfg.index.stored import Record
 
 
 def record(name: str, colour: object) -> Record:

@@ -22,7 +22,7 @@ from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.collection import Collection
 from tigerfg.index.database import STORE_FILE
 from tigerfg.index.flat import INDEX_FILE
-from tigerfg.index.store import Record
+from tigerfg.index.stored import Record
 
 DIM = 16
 
@@ -136,7 +136,7 @@ def test_an_update_changes_the_records_and_nothing_else(path):
     reader.close()
     with pytest.raises(InputError, match="Unicode"):
         collection.update({"i0": "{}", "\udc80": "{}"})
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(ValueError, match="no JSON object"):
         collection.update({"i0": record(0, price=9).document, "i1": "{"})
     assert collection.document("i0") == json.loads(record(0, price=0, color=["Red"]).document)
     assert store_of(collection).check() == []
@@ -411,7 +411,7 @@ def test_a_damaged_record_is_an_error_in_one_line(path):
             lambda: collection.document("i1"),
             lambda: list(collection.documents()),
         ):
-            with pytest.raises(CatalogError, match="record is no JSON; verify the catalogue"):
+            with pytest.raises(CatalogError, match="the record of item 'i1'; delete that item"):
                 call()
 
 

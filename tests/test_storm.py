@@ -18,7 +18,7 @@ import pytest
 
 from tigerfg.index.collection import Collection
 from tigerfg.index.plan import IndexSettings
-from tigerfg.index.store import Record
+from tigerfg.index.stored import Record
 
 DIM, K, IDS = 16, 10, 2000
 GRID = np.ones((1, 1), np.float32)

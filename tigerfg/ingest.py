@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tigerfg.download import Fetcher, FetchLimits, is_address
 from tigerfg.errors import InputError
 from tigerfg.index.fate import Fate, fate_of
-from tigerfg.index.store import Known, Record
+from tigerfg.index.stored import Known, Record
 from tigerfg.ingest_run import Given, IngestRun, OnProgress
 from tigerfg.prepare import Prepared, prepare
 from tigerfg.records import Item, Rejected

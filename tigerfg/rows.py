@@ -150,7 +150,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
         raise MissingExtraError("reading parquet", "pyarrow", "scale") from error
     number = 0
     try:
-        with parquet.ParquetFile(file) as table:
+        with parquet.ParquetFile(file, page_checksum_verification=True) as table:
             for batch in table.iter_batches(batch_size=1024):
                 for row in parquet_rows(batch):
                     number += 1

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tigerfg.errors import InputError
-from tigerfg.index.store import checked_id
+from tigerfg.index.stored import checked_id
 from tigerfg.ingest_run import Given, IngestRun, OnProgress
 from tigerfg.prepare import document_of, stored_path
 from tigerfg.records import Item, Rejected

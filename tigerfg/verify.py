@@ -11,7 +11,7 @@ import numpy as np
 
 from tigerfg.download import is_address
 from tigerfg.errors import CatalogError, InputError
-from tigerfg.index.store import Sampled
+from tigerfg.index.stored import Sampled
 from tigerfg.prepare import Prepared, prepare
 from tigerfg.records import Item
 from tigerfg.results import VerifyReport
@@ -56,7 +56,7 @@ def verify(
         named = ", ".join(f"{item_id!r} ({cosine:.3f})" for cosine, item_id in far[:SHOWN])
         problems.append(
             f"{len(far)} of {len(cosines)} stored vectors are not what their pictures give now "
-            f"(cosine below {LEAST_COSINE}): {named}; upsert them again"
+            f"(cosine below {LEAST_COSINE}): {named}; delete them and add them again"
         )
     least = min(cosines.values(), default=None)
     seconds = time.perf_counter() - started

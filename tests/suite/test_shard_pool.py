@@ -199,7 +199,9 @@ def test_bad_rows_of_the_only_row_group_are_replaced_by_the_next(tmp_path, read_
     assert pool.skipped == {"item_image: not a picture that can be decoded": 3}
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "other columns", "attributes"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "truncated", "a flipped bit", "other columns", "attributes"]
+)
 def test_shards_damaged_later_are_counted_named_and_passed_over(suite, tmp_path, caplog, damage):
     shutil.copytree(suite, tmp_path / "suite")
     pool = ShardPool(tmp_path / "suite", Q, S)
@@ -208,6 +210,10 @@ def test_shards_damaged_later_are_counted_named_and_passed_over(suite, tmp_path,
         path.unlink()
     elif damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "a flipped bit":  # most likely in a picture, which might still be decoded
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     else:
         import pyarrow as pa
         from pyarrow import parquet

@@ -11,7 +11,7 @@ from tigerfg.bulk.job import VECTORS, read_manifest
 from tigerfg.bulk.storage import Storage
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.fate import Fate, fate_of
-from tigerfg.index.store import Known, Record
+from tigerfg.index.stored import Known, Record
 from tigerfg.ingest_run import IngestRun, OnProgress
 from tigerfg.records import Rejected
 
@@ -82,9 +82,10 @@ def _batches(storage: Storage, dim: int) -> Iterator[list[Record]]:
             continue
         try:
             with storage.files.open_input_file(storage.child(name)) as stream:
-                for batch in parquet.ParquetFile(stream).iter_batches(batch_size=BATCH):
+                file = parquet.ParquetFile(stream, page_checksum_verification=True)
+                for batch in file.iter_batches(batch_size=BATCH):
                     yield _records(batch, dim)
-        except (ArrowException, OSError, KeyError) as error:
+        except (ArrowException, OSError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{storage.place}/{name} is damaged ({reason}): delete it and encode again"

@@ -15,7 +15,7 @@ from tigerfg.bulk.job import REJECTS, VECTORS, Settings, Unit
 from tigerfg.bulk.storage import Storage
 from tigerfg.bundle import Bundle
 from tigerfg.errors import BundleError, InputError
-from tigerfg.index.store import Known, Record
+from tigerfg.index.stored import Known, Record
 from tigerfg.ingest import ingest
 from tigerfg.lazy_encoder import LazyEncoder
 from tigerfg.records import Rejected
@@ -122,7 +122,7 @@ def _entries(unit: Unit) -> Iterator[Mapping[str, Any] | Rejected]:
     number = unit.start
     try:
         with storage.files.open_input_file(storage.path) as stream:
-            file = parquet.ParquetFile(stream)
+            file = parquet.ParquetFile(stream, page_checksum_verification=True)
             groups, skipped = _row_groups(file, unit)
             batches = file.iter_batches(batch_size=_READ_ROWS, row_groups=groups)
             rows = (row for batch in batches for row in parquet_rows(batch))
@@ -176,5 +176,5 @@ def _as_parquet(records: Sequence[Record], settings: Settings) -> bytes:
         metadata={"tigerfg.fingerprint": settings.fingerprint},
     )
     file = io.BytesIO()
-    parquet.write_table(table, file, compression="zstd")
+    parquet.write_table(table, file, compression="zstd", write_page_checksum=True)
     return file.getvalue()

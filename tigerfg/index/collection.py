@@ -19,7 +19,8 @@ from tigerfg.index.gpu import OFF, GpuSettings
 from tigerfg.index.keeper import IndexKeeper, IndexStats, check_files
 from tigerfg.index.plan import AUTO, FLAT, IndexSettings
 from tigerfg.index.selected import SelectedIds
-from tigerfg.index.store import Known, Record, Sampled, Store
+from tigerfg.index.store import Store
+from tigerfg.index.stored import Known, Record, Sampled
 from tigerfg.index.where import parse_filter
 
 NO_GPU = GpuSettings(OFF)
@@ -238,7 +239,11 @@ class Collection:
             with store.snapshot():
                 problems = store.check()
                 count, chosen = len(store), store.sample(sample, seed) if sample else []
-            return count, problems + check_files(store), chosen
+            try:
+                problems += check_files(store)
+            except CatalogError as error:  # what they are compared with is damaged: told already
+                problems += {str(error)}.difference(problems)
+            return count, problems, chosen
 
     def flush(self) -> None:
         """Write the index file, so that the next start is quick; items are safe without it.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from tigerfg.errors import InputError
-from tigerfg.index.store import Known
+from tigerfg.index.stored import Known
 
 
 class Fate(Enum):

@@ -8,11 +8,11 @@ and filters only ever travel as bound parameters.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from tigerfg.index.stored import parse_document
 from tigerfg.index.where import Condition, Group, Scalar, filter_fields
 
 Read = Callable[[str, list[Scalar]], np.ndarray]  # SQL and its parameters -> ids, in any order
@@ -43,8 +43,15 @@ def matching(term: Group, read: Read, everything: Callable[[], np.ndarray]) -> n
 
 
 def field_rows(number: int, document: str) -> Iterator[tuple[str, Scalar, int]]:
-    """The rows of the table ``fields`` of an item, from its internal id and its JSON form."""
-    for key, values in filter_fields(json.loads(document)).items():
+    """The rows of the table ``fields`` of an item, from its internal id and its JSON form.
+
+    Raises:
+        ValueError: that is damaged.
+    """
+    item = parse_document(document)
+    if item is None:
+        raise ValueError(f"the record of the internal id {number} is no JSON object")
+    for key, values in filter_fields(item).items():
         for value in values:
             yield key, value, number
 

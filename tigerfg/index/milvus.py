@@ -35,7 +35,7 @@ from tigerfg.index.milvus_table import MOST_RESULTS, MilvusTable
 from tigerfg.index.milvus_tuning import measure
 from tigerfg.index.photo_like import photo_like
 from tigerfg.index.plan import IndexSettings
-from tigerfg.index.store import Known, Record, Sampled
+from tigerfg.index.stored import Known, Record, Sampled
 
 META, TUNED = "tigerfg.catalog", "tigerfg.tuned"  # properties of the collection, JSON
 READ = 500  # documents read at once

@@ -18,7 +18,7 @@ import numpy as np
 from tigerfg.errors import InputError
 from tigerfg.index.milvus_filters import COLUMN, field_tokens
 from tigerfg.index.plan import AUTO, FLAT
-from tigerfg.index.store import Record, Row, checked_id
+from tigerfg.index.stored import Record, Row, checked_id
 
 METRIC = "COSINE"
 MOST_BYTES = 65_535  # of a text or JSON column

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from tigerfg.errors import CatalogError
 from tigerfg.index.filters import field_rows
 
 _ROWS = {
@@ -17,6 +18,9 @@ _ROWS = {
     "numbers after the last write": "items WHERE id > (SELECT number FROM counter)",
     "items under another id than their record's": "items WHERE NOT EXISTS (SELECT * FROM fields "
     "WHERE key = 'item_id' AND value = item_id AND fields.id = items.id)",
+    # SQLite itself looks at no CHECK of a file that is open for reading only
+    "grounding maps of another size than their grid": "encodings WHERE "
+    "typeof(grounding_map) != 'blob' OR length(grounding_map) IS NOT 2 * rows * columns",
     "grounding maps of zeros": "encodings WHERE grounding_map = zeroblob(2 * rows * columns)",
 }
 
@@ -37,11 +41,14 @@ def problems_of(
         if count := db.execute(f"SELECT count(*) FROM {source}").fetchone()[0]:
             problems.append(f"{count} {what}")
     problems += _records(db)
-    for ids, some in vectors:
-        norms = np.linalg.norm(some, axis=1)
-        wrong = int((~(np.abs(norms - 1) < 0.01)).sum())  # fp16 rounds within 0.001
-        if wrong:
-            problems.append(f"{wrong} vectors not of length 1 among ids {ids[0]}-{ids[-1]}")
+    try:
+        for ids, some in vectors:
+            norms = np.linalg.norm(some, axis=1)
+            wrong = int((~(np.abs(norms - 1) < 0.01)).sum())  # fp16 rounds within 0.001
+            if wrong:
+                problems.append(f"{wrong} vectors not of length 1 among ids {ids[0]}-{ids[-1]}")
+    except CatalogError as error:  # names the first that cannot be read
+        problems.append(str(error))
     return problems
 
 
@@ -55,7 +62,7 @@ def _records(db: sqlite3.Connection) -> list[str]:
     for number, document in db.execute("SELECT id, document FROM items"):
         try:
             total += sum(map(hash, field_rows(number, document)))
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except ValueError:
             broken.append(number)
     if broken:
         return [f"{len(broken)} items whose record is no JSON, such as that of id {broken[0]}"]

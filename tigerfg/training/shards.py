@@ -179,7 +179,9 @@ class ShardPool:
     def _open(self, shard: int) -> Any:
         from pyarrow import parquet
 
-        return parquet.ParquetFile(self._directory / self._names[shard], memory_map=True)
+        return parquet.ParquetFile(
+            self._directory / self._names[shard], memory_map=True, page_checksum_verification=True
+        )
 
     def _skip(self, place: tuple[int, int | None], reason: str) -> None:
         self._bad.add(place)

@@ -32,7 +32,12 @@ def write_shard(
     with (
         whole_file(path) as part,
         parquet.ParquetWriter(
-            part, schema, compression="none", use_dictionary=False, write_statistics=False
+            part,
+            schema,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
         ) as writer,
     ):
         while group := list(itertools.islice(pairs, PAIRS_A_GROUP)):
