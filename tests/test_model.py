@@ -425,8 +425,9 @@ def test_damaged_checkpoints_are_named(small_checkpoint, tmp_path):
     refuse("does not fit.*gate_pool")
     weights.write_bytes(whole)
     settings = json.loads(config.read_text())
-    config.write_text("{")
-    refuse("not JSON")
+    for content in (b"{", b'{"name": "\xff"}', b"[" * 200_000):
+        config.write_bytes(content)
+        refuse("config.json cannot be read as JSON")
     config.write_text(json.dumps({**settings, "colour": 1}))
     refuse("colour")
     config.write_text(json.dumps({key: settings[key] for key in settings if key != "text"}))

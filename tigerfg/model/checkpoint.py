@@ -110,9 +110,10 @@ def _read_config(directory: Path, bundle: Bundle | None) -> ModelConfig:
     if bundle is not None:
         return bundle_config(bundle)
     try:
-        return ModelConfig.from_dict(json.loads((directory / CONFIG).read_text()))
-    except json.JSONDecodeError as error:
-        raise InputError(f"checkpoint: {directory / CONFIG} is not JSON ({error})") from error
+        config = json.loads((directory / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"checkpoint: {directory / CONFIG} cannot be read as JSON ({error})") from error
+    return ModelConfig.from_dict(config)
 
 
 def _read_weights(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
