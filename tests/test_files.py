@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from tigerfg.files import naming, publish, whole_file
+from tigerfg.files import naming, publish, whole_file, write_whole
 
 
 def test_a_file_that_is_not_finished_leaves_the_old_one(tmp_path):
@@ -23,6 +23,24 @@ def test_a_file_that_is_not_finished_leaves_the_old_one(tmp_path):
     with whole_file(file) as part:
         part.write_text("new")
     assert file.read_text() == "new"
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_file_leaves_the_old_one(tmp_path, interruption):
+    file = tmp_path / "file"
+    write_whole(file, b"old")
+
+    def interrupted() -> None:
+        with whole_file(file) as part:
+            part.write_bytes(b"half")
+            raise interruption
+
+    with pytest.raises(interruption):
+        interrupted()
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    write_whole(file, "größer")
+    assert file.read_bytes() == "größer".encode()
 
 
 def test_an_error_that_names_a_file_keeps_it(tmp_path):

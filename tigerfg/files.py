@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             yield path
             return
         target = path.resolve()
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         try:
             yield part
             with open(part, "rb") as stream:
@@ -48,10 +49,10 @@ def whole_file(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write UTF-8 text whole or not at all."""
+def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+    """Write bytes, or text as UTF-8, whole or not at all."""
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def publish(staged: Path, out: Path, old: Path) -> None:

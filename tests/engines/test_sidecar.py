@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tigerfg.engines.sidecar import Sidecar, file_name, path_of, read, replacing, unfit, write
+from tigerfg.engines.sidecar import Sidecar, file_name, path_of, read, unfit, write
 from tigerfg.errors import EngineError
 
 SIDECAR = Sidecar(
@@ -182,22 +182,6 @@ def test_why_an_engine_does_not_fit(here, reason):
 
 def test_another_driver_fits():
     assert unfit(dataclasses.replace(SIDECAR, driver="CUDA 12.8"), **HERE) is None
-
-
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])
-def test_an_interrupted_file_leaves_the_old_one(tmp_path, interruption):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def interrupted() -> None:
-        with replacing(path) as stream:
-            stream.write(b"half")
-            raise interruption
-
-    with pytest.raises(interruption):
-        interrupted()
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tigerfg.engines.sidecar import Sidecar, path_of, replacing, write
+from tigerfg.engines.sidecar import Sidecar, path_of, write, write_file
 from tigerfg.engines.trt_build import Job, OutOfMemory, Plan, run
 from tigerfg.engines.trt_library import NAMES, Builder, Gpu, current_gpu, find_builder
 from tigerfg.errors import EngineError, InputError
@@ -161,8 +161,7 @@ def build_engine(
     _write(out, content, record)
     if timing_cache is not None and plan.timings is not None:
         try:
-            with replacing(timing_cache) as stream:
-                stream.write(plan.timings)
+            write_file(timing_cache, plan.timings)
         except EngineError as error:  # the engine is there all the same
             _log.warning("measurements for the next build are not kept: %s", error)
     say(f"{job.what}: {out.name}, {content.nbytes / 1e6:.1f} MB in {seconds:.1f} s")
@@ -240,8 +239,7 @@ def _mib(count: int) -> str:
 
 def _write(out: Path, content: memoryview, record: Sidecar) -> None:
     """Engine, then sidecar: until it is there the older one refuses the engine, by its SHA-256."""
-    with replacing(out) as stream:
-        stream.write(content)
+    write_file(out, content)
     try:
         write(out, record)
     except BaseException:

@@ -20,7 +20,7 @@ from tigerfg.engines import onnx, openvino
 from tigerfg.engines.accuracy import cosines
 from tigerfg.engines.base import Arrays, Runner, TowerShapes
 from tigerfg.engines.cpu import cpu
-from tigerfg.engines.sidecar import replacing
+from tigerfg.engines.sidecar import write_file
 from tigerfg.errors import EngineError, TigerfgError
 
 if TYPE_CHECKING:
@@ -289,7 +289,6 @@ def _read(file: Path) -> Choice | None:
 
 def _write(file: Path, choice: Choice) -> None:
     try:
-        with replacing(file) as stream:
-            stream.write(json.dumps(choice._asdict()).encode())
+        write_file(file, json.dumps(choice._asdict()).encode())
     except EngineError as error:
         logger.info("the engine choice is not remembered: %s", error)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tigerfg.errors import EngineError
+from tigerfg.files import write_whole
 
 FORMAT = 1  # a later format may mean other things by the same fields: not read
 
@@ -110,35 +108,23 @@ def write(engine: Path, sidecar: Sidecar) -> None:
         EngineError: the file cannot be written.
     """
     text = json.dumps({"format": FORMAT, **dataclasses.asdict(sidecar)}, indent=2)
-    with replacing(path_of(engine)) as stream:
-        stream.write(f"{text}\n".encode())
+    write_file(path_of(engine), f"{text}\n".encode())
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A stream to write a file anew: it takes the name only when it is complete and on disk.
-
-    Whatever goes wrong, or is interrupted, leaves what was there before and nothing else.
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a file of an engine whole or not at all, in a folder that is made where it is missing.
 
     Raises:
         EngineError: the file cannot be written (disk full, no permission), with its name.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
+        write_whole(path, content)
     except OSError as error:
         raise EngineError(
             f"{path}: cannot be written: {error.strerror or error}; make room there or give "
             "another folder"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):  # the folder may not even exist
-            part.unlink()
 
 
 def unfit(

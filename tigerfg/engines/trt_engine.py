@@ -120,8 +120,7 @@ class LoadedEngine:
         if data in (b"", self._cached):
             return
         try:
-            with sidecar.replacing(self._cache) as stream:
-                stream.write(data)
+            sidecar.write_file(self._cache, data)
             self._cached = data
         except EngineError as error:
             logger.info("compiled kernels are not kept: %s", error)

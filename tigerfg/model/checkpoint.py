@@ -109,11 +109,11 @@ def _bundle(directory: Path) -> Bundle | None:
 def _read_config(directory: Path, bundle: Bundle | None) -> ModelConfig:
     if bundle is not None:
         return bundle_config(bundle)
+    file = directory / CONFIG
     try:
-        config = json.loads((directory / CONFIG).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"checkpoint: {directory / CONFIG} cannot be read as JSON ({error})") from error
-    return ModelConfig.from_dict(config)
+        return ModelConfig.from_dict(json.loads(file.read_bytes()))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"checkpoint: {file} cannot be read as JSON ({error})") from error
 
 
 def _read_weights(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
