@@ -236,6 +236,16 @@ def test_a_flipped_bit_is_seen_before_a_file_is_used(tiny, file, use):
     use(bundle)
 
 
+def test_a_kernel_that_the_manifest_lacks_is_named(tiny, tmp_path):
+    copy = shutil.copytree(tiny, tmp_path / "tiny")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    name = next(iter(manifest["gpu"]["kernels"]["files"]))
+    del manifest["gpu"]["kernels"]["files"][name]
+    change(copy, gpu=manifest["gpu"])
+    with pytest.raises(BundleError, match=f"kernels.files lacks {name}, which kernels.json names"):
+        Bundle.open(copy).gpu.kernels()
+
+
 def test_a_file_is_read_once_for_all_its_uses(folder, monkeypatch):
     bundle, read = Bundle.open(folder), []
     monkeypatch.setattr(

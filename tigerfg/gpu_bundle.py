@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tigerfg.bundle_files import BundleFiles, FileRecord
+from tigerfg.bundle_files import AGAIN, BundleFiles, FileRecord
 from tigerfg.errors import BundleError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -102,9 +102,15 @@ class GpuPart:
             return []
         part = self._part["kernels"]
         index = json.loads(self._files.whole(part["index"]).read_bytes())
+        files = part["files"]
+        for entry in index["kernels"]:
+            if entry["file"] not in files:
+                raise BundleError(
+                    f"{self._path}: gpu.kernels.files lacks {entry['file']}, which "
+                    f"{part['index']['file']} names: {AGAIN}"
+                )
         return [
-            {**entry, "path": self._files.whole(part["files"][entry["file"]])}
-            for entry in index["kernels"]
+            {**entry, "path": self._files.whole(files[entry["file"]])} for entry in index["kernels"]
         ]
 
     def engines(self) -> list[Path]:

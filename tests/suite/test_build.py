@@ -177,9 +177,20 @@ def test_other_versions_are_refused(suite, tmp_path):
     path.write_text(json.dumps({**values, "writers": {**values["writers"], "pillow": "1.0"}}))
     with pytest.raises(InputError, match=r"writers pillow = '1\.0'"):
         build(tmp_path, small(PAIRS), workers=1)
-    for broken in ("{", "[]", "{}", '{"format": "other"}'):
-        path.write_text(broken)
+    for broken in (b"{", b"[]", b"{}", b'{"format": "other"}', b"\xff", b"[" * 200_000):
+        path.write_bytes(broken)
         with pytest.raises(InputError, match="not the manifest of a suite"):
+            Manifest.load(tmp_path)
+    shard = values["shards"][0]
+    for damaged, place in (
+        ({"shards": None}, "shards: None; give a list"),
+        ({"shards": [{**shard, "bytes": None}]}, "shards.0.bytes: None"),
+        ({"settings": {**values["settings"], "pairs": "64"}}, "settings.pairs: '64'"),
+        ({"evaluation": {}}, "evaluation.files: it is missing"),
+        ({"products": -1}, "products: -1"),
+    ):
+        path.write_text(json.dumps({**values, **damaged}))
+        with pytest.raises(InputError, match=f"manifest.json: damaged: {place}"):
             Manifest.load(tmp_path)
     with pytest.raises(InputError, match="it has no manifest"):
         Manifest.load(tmp_path / "nowhere")

@@ -10,6 +10,7 @@ from typing import Any
 
 from tigerfg.errors import InputError
 from tigerfg.files import sha256_file, write_whole
+from tigerfg.settings import Count, Natural, build, check_fields
 
 from .evalset import pictures_digest
 from .schema import SUITE_VERSION
@@ -19,6 +20,44 @@ from .sources import Source
 FORMAT = "tigerfg-suite"
 AGAIN = "run the command that made the suite again"
 _WRITERS = ("numpy", "pillow", "pyarrow")  # the bytes of pictures and shards come from these
+
+
+@dataclass(frozen=True)
+class _Shard:
+    name: str
+    rows: Count
+    bytes: Count
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    files: dict
+    pictures: Natural
+    bytes: Natural
+    pictures_sha256: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A manifest as its readers take it for granted."""
+
+    settings: Settings
+    source: dict
+    products: Natural
+    writers: dict
+    shards: tuple[_Shard, ...]
+    evaluation: _Evaluation | None
+    rejected: dict
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass
@@ -57,19 +96,24 @@ class Manifest:
         """
         path = out / "manifest.json"
         try:
-            values = json.loads(path.read_text("utf-8"))
+            values = json.loads(path.read_bytes())
             if values.pop("format") != FORMAT:
                 raise KeyError("format")
             found = values.pop("version")
-            if found == SUITE_VERSION:
-                return cls(**values)
         except FileNotFoundError as error:
             raise InputError(f"{out}: no suite: it has no manifest.json") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: not the manifest of a suite") from error
-        raise InputError(
-            f"{path}: version {found}, this tigerfg reads version {SUITE_VERSION}: build it again"
-        )
+        if found != SUITE_VERSION:
+            raise InputError(
+                f"{path}: version {found}, this tigerfg reads version {SUITE_VERSION}: build it "
+                "again"
+            )
+        try:
+            build(_Stored, values)
+        except InputError as error:
+            raise InputError(f"{path}: damaged: {error}") from error
+        return cls(**values)
 
     def save(self, out: Path) -> None:
         head = {"format": FORMAT, "version": SUITE_VERSION}

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from tigerfg.errors import InputError
+from tigerfg.settings import Count, Limit, Natural, Share, check_fields
 
 from .schema import PAIRS_A_GROUP
 
 Part = Literal["train", "eval", "both"]
+
+
+def _at_least(low: int) -> Limit:
+    return Limit(f"a whole number, {low} or more", lambda n: n >= low)
+
+
+_SEEDS = Limit("a whole number from 0 to 2147483647", lambda n: 0 <= n < 2**31)
+_GROUPS = Limit(
+    f"a multiple of {PAIRS_A_GROUP}, the pairs of a row group",
+    lambda n: n > 0 and n % PAIRS_A_GROUP == 0,
+)
 
 
 @dataclass(frozen=True)
@@ -32,47 +42,25 @@ class Settings:
         noise_in: "train", "eval" or "both": which part has the noise.
     """
 
-    pairs: int
-    eval_products: int
-    seed: int = 0
-    query_size: int = 96
-    item_size: int = 192
-    quality: int = 85
-    shard_pairs: int = 4096
-    pairs_a_product: int = 8
-    views: int = 4
-    cluttered: float = 0.5
-    items_per_product: int = 1
-    queries_per_product: int = 1
-    wrong_text: float = 0.0
-    wrong_box: float = 0.0
-    missing_attributes: float = 0.0
+    pairs: Natural
+    eval_products: Natural
+    seed: Annotated[int, _SEEDS] = 0
+    query_size: Annotated[int, _at_least(16)] = 96
+    item_size: Annotated[int, _at_least(32)] = 192
+    quality: Annotated[int, Limit("a whole number from 1 to 95", lambda n: 1 <= n <= 95)] = 85
+    shard_pairs: Annotated[int, _GROUPS] = 4096
+    pairs_a_product: Count = 8
+    views: Annotated[int, _at_least(2)] = 4
+    cluttered: Share = 0.5
+    items_per_product: Count = 1
+    queries_per_product: Count = 1
+    wrong_text: Share = 0.0
+    wrong_box: Share = 0.0
+    missing_attributes: Share = 0.0
     noise_in: Part = "both"
 
     def __post_init__(self) -> None:
-        least = {"pairs": 0, "eval_products": 0, "seed": 0, "query_size": 16, "item_size": 32}
-        least |= {"views": 2}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int":
-                low = least.get(field.name, 1)
-                if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                    raise InputError(
-                        f"{field.name}: {value!r}: give a whole number of at least {low}"
-                    )
-            if field.type == "float" and not (math.isfinite(value) and 0 <= value <= 1):
-                raise InputError(f"{field.name}: {value!r}: give a share between 0 and 1")
-        if self.quality > 95:
-            raise InputError(f"quality: {self.quality}: give at most 95")
-        if self.seed >= 2**31:
-            raise InputError(f"seed: {self.seed}: give a number below 2147483648")
-        if self.shard_pairs % PAIRS_A_GROUP:
-            raise InputError(
-                f"shard_pairs: {self.shard_pairs}: give a multiple of {PAIRS_A_GROUP}, the pairs "
-                "of a row group"
-            )
-        if self.noise_in not in get_args(Part):
-            raise InputError(f"noise_in: {self.noise_in!r}: give {', '.join(get_args(Part))}")
+        check_fields(self)
 
     @property
     def shards(self) -> int:
