@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tigerfg import decoding
 from tigerfg.errors import InputError
@@ -104,6 +105,30 @@ def test_flipped_bytes_are_an_input_error_or_an_image(make_image):
                 assert load_image(broken.tobytes()).mode == "RGB"
             except InputError as error:
                 assert_one_line(error, "bytes")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_a_flipped_bit_among_the_pixels_of_a_png_is_never_other_pixels(make_image, mode):
+    """Smooth pictures, such as a product on white: their few bytes are decoded whatever they are,
+    and Pillow does not look at their checksum."""
+    smooth = make_image(9, 9).resize((300, 200), Image.Resampling.BICUBIC).convert(mode)
+    data = encode(smooth)
+    pixels = data.index(b"IDAT") + 4
+    for place in np.random.default_rng(0).integers(pixels, len(data) - 16, 60):
+        broken = bytearray(data)
+        broken[place] ^= 1 << place % 8
+        with pytest.raises(InputError, match="checksum in b'IDAT'"):
+            load_image(bytes(broken))
+
+
+def test_what_is_wrong_behind_the_pixels_of_a_png_does_not_matter(make_image):
+    note = PngInfo()
+    note.add(b"noTe", b"behind the pixels", after_idat=True)
+    data = encode(make_image(20, 13), pnginfo=note)
+    whole = np.asarray(load_image(data))
+    for broken in (data.replace(b"behind", b"BEHIND"), data[: data.index(b"IEND") - 4]):
+        assert broken != data
+        np.testing.assert_array_equal(np.asarray(load_image(broken)), whole)
 
 
 @pytest.mark.parametrize(

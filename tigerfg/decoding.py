@@ -145,8 +145,27 @@ def decoding(name: str) -> Iterator[None]:
 
 @contextmanager
 def _opened(source: str | os.PathLike | bytes, name: str) -> Iterator[Image.Image]:
-    with open_source(source, name) as stream, Image.open(stream, formats=_FORMATS) as image:
-        yield image
+    with open_source(source, name) as stream:
+        with Image.open(stream, formats=_FORMATS) as image:
+            if image.format != "PNG":
+                yield image
+                return
+            _check_png(image)  # the image is of no use after it
+            stream.seek(0)
+        with Image.open(stream, formats=_FORMATS) as image:
+            yield image
+
+
+def _check_png(image: Image.Image) -> None:
+    """Compare the checksums of the pixels' chunks, which Pillow's decoder passes over: a flipped
+    bit would be other pixels. SyntaxError if one differs."""
+    try:
+        image.verify()
+    except SyntaxError as error:
+        if repr(b"IDAT") in str(error):
+            raise
+    except Exception as error:  # of what lies behind the pixels, or they end early: seen as decoded
+        logger.debug("a PNG does not end as it should: %s", error)
 
 
 def open_source(source: str | os.PathLike | bytes, name: str) -> BinaryIO:
