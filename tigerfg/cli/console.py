@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tigerfg.results import AddReport
+    from tigerfg.searcher import Searcher
 
 _SHOWN_REJECTS = 5
 PIPE_WIDTH = 200  # columns of a table that goes into a file or a pipe
@@ -113,8 +114,11 @@ def ingest_progress(label: str, total: int | None = None) -> Iterator[Callable[[
         yield update
 
 
-def say_rejected(report: AddReport) -> None:
-    """What was left out, and why: the first few, and where all of them are."""
+def print_report(report: AddReport, searcher: Searcher) -> None:
+    """What was stored, and what the catalogue holds now; the first of what was left out, and where
+    all of it is."""
+    place = shown_path(searcher.info.path)
+    print(f"{report}; {place} holds {plural(len(searcher), 'item')}", flush=True)
     for reject in report.rejected[:_SHOWN_REJECTS]:
         say(f"rejected {reject}")
     if len(report.rejected) > _SHOWN_REJECTS:

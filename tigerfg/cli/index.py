@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tigerfg.cli import options
-from tigerfg.cli.console import ingest_progress, plural, say, say_rejected, shown_path
+from tigerfg.cli.console import ingest_progress, print_report, say
 
 if TYPE_CHECKING:
     from tigerfg.catalog import Item, Rejected
@@ -75,14 +75,11 @@ def command(
         with ingest_progress("indexing", _line_count(items) if split is None else None) as report:
             put = searcher.upsert if upsert else searcher.add
             result = put(_entries(items, split), progress=report)
-        size = len(searcher)
-        place = searcher.info.path
-    typer.echo(f"{result}; {shown_path(place)} holds {plural(size, 'item')}")
+        print_report(result, searcher)
     if result.added + result.replaced:
         spent = sorted(result.stages.items(), key=lambda stage: -stage[1])
         shown = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent)
         typer.echo(f"stages, overlapping: {shown}")
-    say_rejected(result)
     if not result.stored:
         if not result.rejected:
             say(f"error: {items}: no item" + (f" with split={split}" if split else ""))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tigerfg.cli import options
-from tigerfg.cli.console import ingest_progress, plural, say_rejected, shown_path
+from tigerfg.cli.console import ingest_progress, print_report
 
 
 def command(
@@ -36,8 +36,6 @@ def command(
     with Searcher.create(catalog, model=model, exist_ok=True) as searcher:
         with ingest_progress("loading") as advance:
             report = searcher.load(vectors, replace=upsert, progress=advance)
-        size, place = len(searcher), searcher.info.path
-    typer.echo(f"{report}; {shown_path(place)} holds {plural(size, 'item')}")
-    say_rejected(report)
+        print_report(report, searcher)
     if report.rejected and not report.stored:
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tigerfg.cli import options
-from tigerfg.cli.console import ingest_progress, plural, say_rejected, shown_path
+from tigerfg.cli.console import ingest_progress, print_report
 
 
 def command(
@@ -33,8 +33,6 @@ def command(
     with Searcher.open(catalog, model) as searcher:
         with ingest_progress("updating") as report:
             result = searcher.update(read_changes(changes), progress=report)
-        size, place = len(searcher), searcher.info.path
-    typer.echo(f"{result}; {shown_path(place)} holds {plural(size, 'item')}")
-    say_rejected(result)
+        print_report(result, searcher)
     if not result.stored:
         raise typer.Exit(1)

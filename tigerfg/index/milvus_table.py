@@ -14,6 +14,7 @@ from tigerfg.index.collection import Match
 from tigerfg.index.milvus_address import MilvusAddress, explained
 from tigerfg.index.milvus_filters import COLUMN
 from tigerfg.index.milvus_schema import METRIC, MOST_BYTES, MilvusIndex, from_row
+from tigerfg.index.stored import in_chunks
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -76,7 +77,7 @@ class MilvusTable:
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove rows."""
-        for chunk in _chunks(keys):
+        for chunk in in_chunks(keys):
             with self._server("delete items") as client:
                 client.delete(self._name, ids=chunk)
 
@@ -94,7 +95,7 @@ class MilvusTable:
     def rows(self, keys: Sequence[str], fields: list[str]) -> list[Any]:
         """Rows of these keys, those that are there, in no order."""
         found: list[Any] = []
-        for chunk in _chunks(keys):
+        for chunk in in_chunks(keys):
             names = ", ".join(f'"{key}"' for key in chunk)
             with self._server("read items") as client:
                 found += client.query(
@@ -131,7 +132,7 @@ class MilvusTable:
         fields = ["number", "document", "grounding_map", *(["vector"] if coarse else [])]
         params = {"nprobe": min(nprobe, index.lists)} if index.lists else {}
         lines = []
-        for part in _chunks(list(embeddings), max(1, _AT_ONCE // limit)):
+        for part in in_chunks(list(embeddings), max(1, _AT_ONCE // limit)):
             with self._server("search") as client:
                 found = client.search(
                     self._name,
@@ -190,8 +191,3 @@ def _ranked(query: np.ndarray, hits: Any, k: int, coarse: bool) -> list[Match]:
     order = sorted(range(len(entities)), key=lambda n: (-scores[n], entities[n]["number"]))
     best = np.clip(scores, -1, 1).tolist()
     return [Match(best[n], *from_row(entities[n])) for n in order[:k]]
-
-
-def _chunks(values: Sequence[Any], size: int = 500) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]

@@ -14,11 +14,10 @@ from tigerfg.errors import CatalogError
 from tigerfg.index.database import StoreMeta, explained
 from tigerfg.index.filters import matching
 from tigerfg.index.store_check import problems_of
-from tigerfg.index.stored import Known, Row, Sampled, checked_id, parse_document
+from tigerfg.index.stored import CHUNK, Known, Row, Sampled, checked_id, in_chunks, parse_document
 from tigerfg.index.where import Group, Scalar
 
 QUERIES = "queries"  # table of sample queries
-_CHUNK = 500  # names or rows a statement
 
 
 class StoreReader:
@@ -41,7 +40,7 @@ class StoreReader:
     def known(self, item_ids: Iterable[str]) -> dict[str, Known]:
         """The stored ones of these items, by item id."""
         found = {}
-        for chunk in _chunks(map(checked_id, item_ids)):
+        for chunk in in_chunks(list(map(checked_id, item_ids))):
             with self._reading("look up items"):
                 for item_id, *known in self._db.execute(
                     "SELECT item_id, content_hash, document FROM items "
@@ -60,14 +59,14 @@ class StoreReader:
         """The next items' JSON forms in the order of storing, and the last one's internal id."""
         with self._reading("read items"):
             rows = self._db.execute(
-                "SELECT id, document FROM items WHERE id > ? ORDER BY id LIMIT ?", (number, _CHUNK)
+                "SELECT id, document FROM items WHERE id > ? ORDER BY id LIMIT ?", (number, CHUNK)
             ).fetchall()
         return (rows[-1][0] if rows else number), [self._parsed(*row) for row in rows]
 
     def rows(self, ids: Sequence[int]) -> dict[int, Row]:
         """Items and grounding maps by internal id, of items that are stored."""
         found = {}
-        for chunk in _chunks(ids):
+        for chunk in in_chunks(ids):
             with self._reading("read items"):
                 rows = self._db.execute(
                     "SELECT id, document, grounding_map, rows, columns FROM items "
@@ -144,7 +143,7 @@ class StoreReader:
             chosen = np.sort(rng.choice(ids, min(count, len(ids)), replace=False)).tolist()
             rows = [
                 row
-                for chunk in _chunks(chosen)
+                for chunk in in_chunks(chosen)
                 for row in self._db.execute(
                     "SELECT document, content_hash, vector FROM items "
                     f"JOIN encodings USING (id) WHERE id IN ({_marks(chunk)}) ORDER BY id",
@@ -176,7 +175,7 @@ class StoreReader:
     def _by_item_id(self, item_ids: Iterable[str]) -> list[tuple[int, str, str]]:
         """(id, item_id, document) of the stored ones among some item ids."""
         found = []
-        for chunk in _chunks(map(checked_id, item_ids)):
+        for chunk in in_chunks(list(map(checked_id, item_ids))):
             with self._reading("look up items"):
                 found += self._db.execute(
                     f"SELECT id, item_id, document FROM items WHERE item_id IN ({_marks(chunk)})",
@@ -223,12 +222,6 @@ class StoreReader:
 
     def _reading(self, action: str) -> contextlib.AbstractContextManager[None]:
         return explained(self.path, action)
-
-
-def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
-    values = list(values)
-    for start in range(0, len(values), _CHUNK):
-        yield values[start : start + _CHUNK]
 
 
 def _marks(values: Sequence[Any]) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from tigerfg.errors import InputError
+
+CHUNK = 500  # names or rows a statement
+
+T = TypeVar("T")
 
 
 class Record(NamedTuple):
@@ -51,6 +56,12 @@ def checked_id(item_id: str) -> str:
     except UnicodeEncodeError:
         raise InputError(f"item id {item_id!r} is no valid Unicode text") from None
     return item_id
+
+
+def in_chunks(values: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
+    """Values in parts of at most ``size``."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
 
 
 def parse_document(text: str) -> dict[str, Any] | None:
