@@ -16,6 +16,7 @@ from small_models import CONV, build, tokenizer_file
 from torch import Tensor
 
 from tigerfg.benchmark.boxsource import predicted_boxes
+from tigerfg.benchmark.pictures import stored_picture
 from tigerfg.errors import InputError
 from tigerfg.images import load_image
 from tigerfg.model import save_checkpoint
@@ -385,15 +386,17 @@ class MarkedBox(BoxHead):
         return BoxOutput(patch_mask.float(), box)
 
 
+@pytest.mark.parametrize("kind", ["png", "tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_in_a_file_are_pixels_as_stored(orientation, tmp_path):
+def test_boxes_in_a_file_are_pixels_as_stored(orientation, kind, tmp_path):
     """A white block is marked in the upright picture; the stored box must cut it out."""
     stored = Image.new("RGB", (120, 60))
     stored.paste((255, 255, 255), (30, 12, 60, 24))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "photo.png"
+    path = tmp_path / f"photo.{kind}"
     stored.save(path, exif=exif)
+    assert stored_picture(path) == ((120, 60), orientation)
     upright = np.asarray(load_image(path, target_size=SIDE))[..., 0] > 127
     rows, columns = upright.any(axis=1).nonzero()[0], upright.any(axis=0).nonzero()[0]
     head = MarkedBox(BoxHeadConfig(40, hidden=8))

@@ -15,6 +15,7 @@ from tigerfg.benchmark.cost import Flops
 from tigerfg.benchmark.datasets import EvalSet
 from tigerfg.benchmark.evaluate import Row, evaluate, evaluate_rows
 from tigerfg.benchmark.evaluation import Evaluation, read_results, write_results
+from tigerfg.benchmark.pictures import stored_picture
 from tigerfg.benchmark.selection import product_numbers
 from tigerfg.catalog import Item, Query, Rejected
 from tigerfg.encoder import EncodedItem
@@ -373,6 +374,20 @@ def test_boxes_of_turned_pictures_do_not_count(data):
     exif[0x0112] = 6
     picture(7, corner=2).save(data.parent / "images/scene2.png", exif=exif)
     assert evaluate(data, ColourEncoder()).grounding.items == 1
+
+
+def test_turned_pictures_of_every_source_are_known(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("png", "jpeg", "tiff"):
+        file = tmp_path / f"turned.{kind}"
+        Image.new("RGB", (53, 37)).save(file, exif=exif)
+        data = file.read_bytes()
+        for source in (file, str(file), data, bytearray(data), Image.open(file)):
+            assert stored_picture(source) == ((53, 37), 6)
+            assert not stored_picture(source).upright
+    assert stored_picture(np.zeros((37, 53, 3), np.uint8)) == ((53, 37), 1)
+    assert stored_picture(b"no picture") is None
 
 
 @pytest.mark.parametrize(

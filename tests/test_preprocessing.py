@@ -23,6 +23,7 @@ from tigerfg.images import (
     patch_mask,
     preprocess,
 )
+from tigerfg.levels import fold_map, level_mask
 
 SPEC = Preprocessing(
     query_size=64, item_size=128, patch=8, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
@@ -187,22 +188,33 @@ def test_jpeg_decodes_as_small_as_twice_the_target_allows(make_image, monkeypatc
 
 
 def test_crop_map():
-    values = np.arange(64, dtype=np.float64)
-    grid = crop_map(values, (64, 21), 64, 8)
-    assert grid.dtype == np.float32
-    np.testing.assert_array_equal(grid, values.reshape(8, 8)[:3])
-    grid = crop_map(values, (20, 64), 64, 8)
-    np.testing.assert_array_equal(grid, values.reshape(8, 8)[:, :2])
-    assert crop_map(values, (1, 1), 64, 8).shape == (1, 1)
+    grid = np.zeros((8, 8))
+    grid[:3] = np.arange(24).reshape(3, 8)
+    cropped = crop_map(grid.ravel(), (64, 21), 64, 8)
+    assert cropped.dtype == np.float32
+    np.testing.assert_array_equal(cropped, grid[:3])
+    np.testing.assert_array_equal(crop_map(grid.T.ravel(), (21, 64), 64, 8), grid.T[:, :3])
+    assert crop_map(grid.ravel(), (1, 1), 64, 8).tolist() == [[grid.sum()]]
     with pytest.raises(InputError, match=r"shape \(63,\): expected \(64,\)"):
-        crop_map(values[1:], (64, 64), 64, 8)
+        crop_map(grid.ravel()[1:], (64, 64), 64, 8)
 
 
-def test_crop_map_holds_exactly_the_masked_patches(make_image):
-    for size in SIZES:
-        _, mask, extents = preprocess([make_image(*size)], 64, SPEC)
-        values = np.arange(64.0)
-        np.testing.assert_array_equal(crop_map(values, extents[0], 64, 8).ravel(), values[mask[0]])
+@pytest.mark.parametrize("extent", [(64, 64), (64, 21), (20, 64), (25, 40), (9, 9), (1, 1)])
+def test_a_coarse_patch_at_the_edge_counts_where_the_picture_is(extent):
+    """Equal to spreading the share of each coarse patch over the valid fine ones alone."""
+    extents = np.array([extent])
+    mask = patch_mask(extents, 64, 8)
+    levels = level_mask(mask, 2)
+    weights = np.random.default_rng(0).random(levels.shape).astype(np.float32) * levels
+    weights /= weights.sum()
+    expected = weights[:, :64].reshape(8, 8).copy()
+    for n, share in enumerate(weights[0, 64:]):
+        rows, columns = slice(n // 4 * 2, n // 4 * 2 + 2), slice(n % 4 * 2, n % 4 * 2 + 2)
+        covered = mask.reshape(8, 8)[rows, columns]
+        expected[rows, columns] += share * covered / max(1, covered.sum())
+    cropped = crop_map(fold_map(weights, 8, 2)[0], extents[0], 64, 8)
+    np.testing.assert_allclose(cropped.ravel(), expected.ravel()[mask[0]], rtol=0, atol=1e-6)
+    assert cropped.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_preprocessing_survives_json():

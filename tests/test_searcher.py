@@ -187,6 +187,23 @@ def test_an_id_of_thousands_of_digits_is_refused_alone(searcher):
     assert searcher.update([{"item_id": 10**5000, "price": 1}]).rejected
 
 
+def test_a_pil_image_is_what_it_shows(searcher):
+    """Palette, transparency and orientation count, how the same pixels are kept does not."""
+    plain = Image.new("P", (16, 8))
+    shown = {}
+    for name, palette in (("red", [200, 0, 0]), ("blue", [0, 0, 200])):
+        shown[name] = plain.copy()
+        shown[name].putpalette(palette)
+    shown["clear"] = shown["red"].copy()
+    shown["clear"].info["transparency"] = 0
+    shown["turned"] = shown["clear"].copy()
+    shown["turned"].getexif()[0x0112] = 6
+    assert searcher.add([Item("a", shown["red"])]).added == 1
+    for name in ("blue", "clear", "turned", "red"):
+        assert searcher.upsert([Item("a", shown[name])]).replaced == 1, name
+    assert searcher.upsert([Item("a", shown["red"].convert("RGB"))]).unchanged == 1
+
+
 def test_content_hash_sees_the_picture_and_the_record(searcher, tmp_path, engine):
     path = save_picture(tmp_path / "a.png", 1)
     assert searcher.add([Item("a", path, title="t")]).added == 1

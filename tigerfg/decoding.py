@@ -28,7 +28,7 @@ MAX_PIXELS = 178_956_970  # 178 MP, the size at which Pillow too refuses to deco
 
 # Only these decoders see a file: others that Pillow has (EPS, for one) run external programs.
 # The first five are loaded by preinit; Pillow imports the rest when it gets that far down the list.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
 Image.preinit()
 
 INTERPOLATIONS = {
@@ -136,7 +136,7 @@ def decoding(name: str) -> Iterator[None]:
         raise InputError(f"{name}: the image is larger than {MAX_PIXELS:,} pixels") from error
     except (UnidentifiedImageError, KeyError) as error:
         raise InputError(
-            f"{name}: not an image, or its header is broken (known: {', '.join(_FORMATS)})"
+            f"{name}: not an image, or its header is broken (known: {', '.join(FORMATS)})"
         ) from error
     except Exception as error:  # decoders raise a dozen kinds: OSError, SyntaxError, struct.error
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -146,13 +146,13 @@ def decoding(name: str) -> Iterator[None]:
 @contextmanager
 def _opened(source: str | os.PathLike | bytes, name: str) -> Iterator[Image.Image]:
     with open_source(source, name) as stream:
-        with Image.open(stream, formats=_FORMATS) as image:
+        with Image.open(stream, formats=FORMATS) as image:
             if image.format != "PNG":
                 yield image
                 return
             _check_png(image)  # the image is of no use after it
             stream.seek(0)
-        with Image.open(stream, formats=_FORMATS) as image:
+        with Image.open(stream, formats=FORMATS) as image:
             yield image
 
 
@@ -229,11 +229,11 @@ def _decode(
     with _LOADING[id(image) // 64 % len(_LOADING)]:
         if image.format == "PNG":  # its EXIF may stand behind the pixels: asking for it loads them
             image.load()
-        orientation = _orientation(image, name)
+        orientation = orientation_of(image, name)
         if reduced:
             scale = _draft(image, _whole_pixels(box, stored, name), target_size)
         image.load()
-        turned = _orientation(image, name) != orientation
+        turned = orientation_of(image, name) != orientation
     if turned:  # Pillow turns a TIFF upright as it loads it
         turn = _UPRIGHT[orientation]
         image = image.transpose(_INVERSE.get(turn, turn))
@@ -252,12 +252,15 @@ def _decode(
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _orientation(image: Image.Image, name: str) -> int:
+def orientation_of(image: Image.Image, name: str) -> int:
+    """EXIF's orientation of an image, 1 to 8: how it is turned before it is shown; 1 where there is
+    none that is known."""
     try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
+        code = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception as error:  # a broken EXIF block says nothing about the pixels
         logger.warning("%s: EXIF data ignored, it is broken: %s", name, error)
         return 1
+    return code if code in _UPRIGHT else 1
 
 
 def _draft(image: Image.Image, region: tuple[int, int, int, int], target_size: int) -> int:

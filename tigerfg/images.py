@@ -149,6 +149,10 @@ def patch_mask(extents: np.ndarray, size: int, patch: int) -> np.ndarray:
 def crop_map(values: np.ndarray, extent: Sequence[int], size: int, patch: int) -> np.ndarray:
     """The part of a per-patch map that shows the picture, as a grid.
 
+    What lies outside counts for the last row and column: an item tower of two levels spreads the
+    share of a coarse patch over the four fine patches that it covers, of which the lower or right
+    ones may lie beyond the picture's edge. So a map's sum is kept.
+
     Args:
         values: (N,), one value per patch of the (size // patch)**2 patches, row by row.
         extent: ``(width, height)`` of the picture in pixels, as `preprocess` returns it.
@@ -162,4 +166,8 @@ def crop_map(values: np.ndarray, extent: Sequence[int], size: int, patch: int) -
     mask = patch_mask(np.asarray(extent)[None], size, patch).reshape(side, side)
     rows, columns = int(mask[:, 0].sum()), int(mask[0].sum())
     grid = np.asarray(values, np.float32).reshape(side, side)
-    return np.ascontiguousarray(grid[:rows, :columns])
+    inside = grid[:rows].copy()
+    inside[-1] += grid[rows:].sum(axis=0)
+    shown = inside[:, :columns].copy()
+    shown[:, -1] += inside[:, columns:].sum(axis=1)
+    return shown

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tigerfg.decoding import decoding, describe_source, open_source
+from tigerfg.decoding import decoding, describe_source, load_image, open_source
 from tigerfg.errors import InputError
 from tigerfg.records import Item, Rejected
 from tigerfg.text import item_text
@@ -95,6 +95,7 @@ def _content_hash(item: Item) -> bytes:
 
 def _picture_bytes(image: Image.Image) -> bytes:
     try:
-        return f"{image.mode} {image.size}".encode() + image.tobytes()
-    except Exception:  # a lazily decoded file can fail here with whatever its decoder raises
+        shown = load_image(image)  # upright, its palette and transparency applied
+    except InputError:  # told where it is encoded
         return b""
+    return f"{shown.mode} {shown.size}".encode() + shown.tobytes()

@@ -20,7 +20,8 @@ class Hit:
         score: cosine similarity of query and item, in [-1, 1].
         item: the stored item; its image is the absolute path, None if it came without a path.
         grounding_map: float32 (rows, columns), where the item tower looked for the product in the
-            item's picture: one weight a patch of the upright picture, summing to about 1.
+            item's picture: one weight a patch of the upright picture, summing to 1 to the precision
+            of float16.
     """
 
     item_id: str

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -15,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from tigerfg.benchmark.pictures import stored_picture
 from tigerfg.decoding import load_image
 from tigerfg.errors import InputError
 from tigerfg.files import whole_file
@@ -31,7 +29,6 @@ from tigerfg.text import TextTokenizer, item_text
 from tigerfg.training.box_head import predict_boxes
 
 AT_ONCE = 64
-EXIF_ORIENTATION = 0x0112
 # EXIF orientation -> a point of the upright picture in the picture as stored, both in [0, 1]²
 _TO_STORED = {
     1: lambda x, y: (x, y),
@@ -131,12 +128,11 @@ def _predict(
     rejected: list[Rejected],
 ) -> Iterator[tuple[str, list[float]]]:
     spec = model.config.preprocessing
-    good, pictures, stored = [], [], []
+    good, pictures = [], []
     for item in items:
         try:
             size = spec.item_size
             picture = load_image(item.image, target_size=size, interpolation=spec.interpolation)
-            stored.append(_stored(item))
         except InputError as error:
             rejected.append(Rejected(item.item_id, str(error)))
         else:
@@ -154,26 +150,7 @@ def _predict(
         model, head, torch.from_numpy(pixels).to(device), torch.from_numpy(extents), *texts
     )
     shares = boxes.cpu().double().numpy().reshape(-1, 2, 2) / extents[:, None]
-    for item, box, (size, orientation) in zip(good, shares, stored, strict=True):
+    for item, box in zip(good, shares, strict=True):
+        size, orientation = stored_picture(item.image)  # whoever could be decoded has a header
         corners = np.array([_TO_STORED[orientation](x, y) for x, y in box]) * size
         yield item.item_id, [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()]
-
-
-def _stored(item: Item) -> tuple[tuple[int, int], int]:
-    """(width, height) of a readable picture as stored, and its EXIF orientation, 1 to 8."""
-    source = item.image
-    if isinstance(source, np.ndarray):
-        return (source.shape[1], source.shape[0]), 1
-    if isinstance(source, Image.Image):
-        return source.size, _orientation(source)
-    file = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
-    with Image.open(file) as picture:
-        return picture.size, _orientation(picture)
-
-
-def _orientation(picture: Image.Image) -> int:
-    try:
-        code = picture.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # broken EXIF: `load_image` ignores it too
-        return 1
-    return code if code in _TO_STORED else 1

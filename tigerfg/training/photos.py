@@ -295,7 +295,7 @@ class _Reader:
         objects = item.extra.get("objects")
         stored = stored_picture(item.image)
         beside = objects[1] if isinstance(objects, list) and len(objects) > 1 else None
-        if not isinstance(beside, dict) or stored is None:
+        if not isinstance(beside, dict) or stored is None or not stored.upright:
             return None
         try:
             box = check_box(beside.get("box"), stored.size)
