@@ -61,6 +61,12 @@ def test_wrong_array(array, reason):
     assert_one_line(caught.value, f"shape {array.shape}", reason)
 
 
+@pytest.mark.parametrize("size", [0, -5, 1.5, "64"])
+def test_wrong_target_size(size):
+    with pytest.raises(InputError, match=r"target_size .* must be a whole number, at least 1"):
+        load_image(np.zeros((4, 4, 3), np.uint8), target_size=size)
+
+
 @pytest.mark.parametrize("source", [None, 7, 2.5, ["a.png"], {"image": "a.png"}])
 def test_wrong_source_type(source):
     with pytest.raises(InputError, match=f"type {type(source).__name__}>: give a path"):

@@ -189,7 +189,7 @@ def test_unknown_names_and_missing_packages(small_bundle, small_checkpoint, monk
         open_engine(small_bundle, "onnx", "bf16")
     with pytest.raises(EngineError, match="fp32"):
         open_engine(small_checkpoint, "torch", "int8")
-    with pytest.raises(InputError, match="threads: 0"):
+    with pytest.raises(InputError, match="threads 0 must be a whole number"):
         open_engine(small_bundle, threads=0)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"tigerfg\[cpu\]"):

@@ -170,6 +170,12 @@ def test_map_target_without_box_equals_loop() -> None:
     torch.testing.assert_close(whole[0], target[0], atol=EXACT, rtol=0)
 
 
+@pytest.mark.parametrize("tau", [0.0, -1.0, math.nan])
+def test_the_relations_temperature_must_be_positive(tau) -> None:
+    with pytest.raises(InputError, match="tau: the temperature of the relation loss"):
+        relation_loss(*(unit(4, 6, seed) for seed in range(4)), tau)
+
+
 def test_map_target_of_an_empty_mask_is_zero_and_tau_must_be_positive() -> None:
     crop, patches = unit(1, 6, 1), unit(5, 6, 2)[None]
     nothing = map_target_without_box(crop, patches, 0.1, torch.zeros(1, 5, dtype=torch.bool))
@@ -194,14 +200,16 @@ def loop_dense(patches, boxes, region, teacher_map, extents, patch: int) -> floa
                 (n // grid, y0, y1, float(extents[b, 1])),
             ):
                 pixels = ((number + 0.5) * patch - low) * valid / (high - low)
-                place.append(min(max(pixels / patch - 0.5, 0.0), max(valid / patch - 1.0, 0.0)))
+                last = max(k for k in range(side) if k == 0 or (k + 0.5) * patch < valid)
+                place.append(min(max(pixels / patch - 0.5, 0.0), float(last)))
             value = torch.zeros(patches.shape[2], dtype=torch.float64)
             for row in range(side):
                 for column in range(side):
                     weight = max(0.0, 1 - abs(place[0] - column)) * max(
                         0.0, 1 - abs(place[1] - row)
                     )
-                    value += weight * teacher_map[b, row, column]
+                    if weight:
+                        value += weight * teacher_map[b, row, column]
             norm = math.sqrt(float(patches[b, n] @ patches[b, n]) * float(value @ value))
             total += float(region[b, n]) * (1.0 - float(patches[b, n] @ value) / norm)
         totals.append(total)
@@ -215,7 +223,9 @@ def dense_case() -> tuple[torch.Tensor, ...]:
     boxes = torch.tensor([[3.0, 5.0, 27.0, 20.0], [0.0, 0.0, 32.0, 32.0], [9.0, 2.0, 13.0, 31.0]])
     region = shares(3, 16, 4)
     region[1] = 0.0
-    extents = torch.tensor([[24.0, 15.0], [24.0, 24.0], [3.0, 24.0]])  # one thinner than a patch
+    extents = torch.tensor([[24.0, 15.0], [24.0, 24.0], [3.0, 20.0]])  # one thinner than a patch
+    teacher[0, 2] = 1e9  # no patch of the crop: its centre lies below
+    teacher[2, 2], teacher[2, :, 1:] = 1e9, 1e9
     return patches, boxes.double(), region, teacher, extents.double()
 
 

@@ -127,6 +127,15 @@ def test_pointing_and_mass(size, shape):
     assert metrics.mass_inside(grid, outside, size) == 0.0
 
 
+@pytest.mark.parametrize(("size", "shape"), [((1000, 20), (1, 16)), ((20, 1000), (16, 1))])
+def test_the_map_of_a_thin_picture_points_into_it(size, shape):
+    grid = np.zeros(shape, np.float32)
+    grid[0, 0] = 1.0
+    score = metrics.score_map(grid, (0, 0, *size), size)
+    assert (score.hit, score.chance) == (True, 1.0)
+    assert not metrics.points_inside(grid, (size[0] // 2, size[1] // 2, *size), size)
+
+
 @settings(max_examples=100)
 @given(
     st.lists(st.integers(0, 48), min_size=4, max_size=4).filter(

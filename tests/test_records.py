@@ -101,6 +101,7 @@ def test_extra_cannot_hide_a_field():
         ({"attributes": ["red"]}, "attributes is a list, not an object"),
         ({"attributes": "red"}, "attributes is a string, not an object"),
         ({"attributes": {"x": float("nan")}}, "attributes is not JSON"),
+        ({1: "a"}, "extra has a number for a name"),
         ({"attributes": {"x": {1, 2}}}, "attributes is not JSON"),
         ({"when": {"x": object}}, "when is not JSON"),
         ({"target_box": [0, 0, 5]}, "target_box [0, 0, 5] is not four numbers".replace("[", "(")),

@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 import pytest
-from fakes import DIM, FakeBundle, picture, save_picture
+from fakes import DIM, FakeBundle, FakeEngine, picture, save_picture
 from PIL import Image
 
 from tigerfg.bundle import DEFAULT_MODEL
@@ -187,6 +187,50 @@ def test_an_id_of_thousands_of_digits_is_refused_alone(searcher):
     assert searcher.update([{"item_id": 10**5000, "price": 1}]).rejected
 
 
+def test_numbers_and_boxes_of_numpy_are_taken(searcher):
+    box = np.array([1, 2, 9, 8])
+    entries = [
+        Item(f"i{n}", picture(n), target_box=given)
+        for n, given in enumerate((box, box.astype(np.float32), tuple(box), [1, 2, 9, 8]))
+    ]
+    assert searcher.add(entries, batch_size=np.int64(3)).added == 4
+    assert [list(searcher.get(f"i{n}").target_box) for n in range(4)] == [[1, 2, 9, 8]] * 4
+    assert len(searcher.search(picture(0), k=np.int32(2))) == 2
+    assert searcher.verify(sample=np.int64(2)).ok
+    for wrong in (True, 1.0, "1", -1, None):
+        with pytest.raises(InputError, match=r"sample .* must be a whole number, at least 0"):
+            searcher.verify(sample=wrong)
+        with pytest.raises(InputError, match=r"batch_size .* must be a whole number, at least 1"):
+            searcher.add([], batch_size=wrong)
+
+
+def test_embeddings_have_to_be_of_unit_length(searcher):
+    searcher.add([item(n) for n in range(3)])
+    query = searcher.encode_query(picture(0))
+    for wrong in (3 * query, 0.1 * query, 0 * query, np.full(64, np.nan)):
+        with pytest.raises(InputError, match=r"embeddings: row 1 has length .*; divide by"):
+            searcher.search_embeddings(np.stack([query, wrong]))
+    for wrong in ("text", [query.tolist(), [1.0]], query, np.full((1, 64), "a")):
+        with pytest.raises(InputError, match="embeddings"):
+            searcher.search_embeddings(wrong)
+    first, second = searcher.search_embeddings(np.stack([query, query]).astype(np.float16), k=1)
+    first[0].grounding_map[:] = 0  # the caller's own
+    assert second[0].grounding_map.sum() > 0
+
+
+def test_a_catalogue_keeps_its_index_settings_and_says_so(tmp_path, caplog):
+    options = {"engine": FakeEngine(), "exist_ok": True}
+    Searcher.create(tmp_path / "cat", FakeBundle(), target_recall=0.9, **options).close()
+    for given, told in (({}, 0), ({"target_recall": np.float64(0.9)}, 0), ({"index": "flat"}, 1)):
+        caplog.clear()
+        with Searcher.create(tmp_path / "cat", FakeBundle(), **options, **given) as searcher:
+            assert searcher.info.target_recall == 0.9
+        assert len(caplog.messages) == told
+    assert "keeps the index that it was created with" in caplog.text
+    with pytest.raises(InputError, match=r"memory_budget 1\.5 must be a whole number, at least 1"):
+        Searcher.create(tmp_path / "cat", FakeBundle(), memory_budget=1.5, **options)
+
+
 def test_a_pil_image_is_what_it_shows(searcher):
     """Palette, transparency and orientation count, how the same pixels are kept does not."""
     plain = Image.new("P", (16, 8))
@@ -330,7 +374,7 @@ def test_k_and_empty_catalogue(searcher):
         (lambda s: s.search_batch([picture(1)], [None, None]), "2 boxes for 1 images"),
         (lambda s: s.search_batch([picture(1)], on_error="ignore"), "on_error"),
         (lambda s: s.search_embeddings(np.zeros((1, 3), np.float32)), "shape"),
-        (lambda s: s.search_embeddings(np.full((1, DIM), np.nan)), "finite"),
+        (lambda s: s.search_embeddings(np.full((1, DIM), np.nan)), "row 0 has length nan"),
         (lambda s: s.optimize({"query_id": "a", "image": "a.jpg"}), "give a list"),
         (lambda s: s.optimize(np.zeros((1, 3), np.float32)), "shape"),
         (lambda s: s.optimize(5), "give a list"),

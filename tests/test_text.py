@@ -127,6 +127,8 @@ def test_tokens_label_the_ids(tokenizer):
 
 
 def test_wrong_arguments(tmp_path, tokenizer):
+    token_ids, _ = tokenizer(text for text in ("red", "blue mug"))
+    assert len(token_ids) == 2
     with pytest.raises(InputError, match="not one string"):
         tokenizer("red shoe")
     with pytest.raises(InputError, match=r"texts\[1\] is NoneType, not a string"):

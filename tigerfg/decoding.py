@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from tigerfg.boxes import check_box
 from tigerfg.errors import InputError
+from tigerfg.settings import whole_number
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
@@ -92,6 +93,8 @@ def load_image(
         raise InputError(
             f"interpolation {interpolation!r} is not one of {', '.join(INTERPOLATIONS)}"
         )
+    if target_size is not None:
+        target_size = whole_number(target_size, "target_size")
     if isinstance(source, np.ndarray):
         image = _image_from_array(source, name)
     elif isinstance(source, Image.Image):

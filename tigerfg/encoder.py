@@ -13,6 +13,7 @@ import numpy as np
 from tigerfg.engines.cpu import thread_count
 from tigerfg.errors import EngineError, InputError
 from tigerfg.images import ImageSource, crop_map, load_image, preprocess
+from tigerfg.settings import whole_number
 from tigerfg.stage_clock import StageClock
 from tigerfg.text import item_text
 
@@ -54,10 +55,11 @@ class Encoder:
     def __init__(
         self, bundle: Bundle, engine: Engine, batch_size: int = 32, workers: int | None = None
     ) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch_size {batch_size} must be at least 1")
-        self.bundle, self.engine, self.batch_size = bundle, engine, batch_size
-        workers = workers or min(8, thread_count(None))
+        self.bundle, self.engine = bundle, engine
+        self.batch_size = whole_number(batch_size, "batch_size")
+        if workers is None:
+            workers = min(8, thread_count(None))
+        workers = whole_number(workers, "workers")
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tigerfg-decode")
 
     def encode_query(self, image: ImageSource, box: Sequence[float] | None = None) -> np.ndarray:

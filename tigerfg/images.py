@@ -138,7 +138,7 @@ def patch_mask(extents: np.ndarray, size: int, patch: int) -> np.ndarray:
     Returns:
         bool (B, (size // patch)**2), row by row; patch 0 is always True.
     """
-    if size % patch:
+    if size < patch or size % patch:
         raise InputError(f"size {size} is no multiple of the patch size {patch}")
     centres = (np.arange(size // patch) + 0.5) * patch
     valid = centres < np.asarray(extents)[:, :, None]  # (B, 2, side)

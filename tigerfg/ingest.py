@@ -15,6 +15,7 @@ from tigerfg.ingest_run import Given, IngestRun, OnProgress
 from tigerfg.prepare import Prepared, prepare
 from tigerfg.records import Item, Rejected
 from tigerfg.results import AddReport
+from tigerfg.settings import whole_number
 
 if TYPE_CHECKING:
     from tigerfg.encoder import EncodedItem, Encoder
@@ -46,8 +47,7 @@ def ingest(
     """
     hint = "give an iterable of Item or dict; tigerfg.catalog.read_items reads files"
     given = Given(entries, "items", hint)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size {batch_size!r} must be a whole number, at least 1")
+    batch_size = whole_number(batch_size, "batch_size")
     with IngestRun(collection.folder, progress, given.total) as run, Fetcher(limits) as fetcher:
         way = _Way(run, encoder, collection, replace, batch_size)
         read = run.clock.pulling("read", given)

@@ -40,7 +40,7 @@ def query_embeddings(
             shape and length.
     """
     if isinstance(queries, np.ndarray):
-        return _evenly(_checked(queries, embedding_dim))
+        return _evenly(unit_vectors(queries, "queries", embedding_dim))
     single = isinstance(queries, (str, bytes, Mapping, Query, os.PathLike))
     if single or not isinstance(queries, Iterable):
         raise InputError("queries: give a list of Query, or an array of embeddings (Q, E)")
@@ -74,16 +74,21 @@ def _encoded(chosen: list[Any], encoder: Callable[[], Encoder]) -> list[np.ndarr
     return good
 
 
-def _checked(embeddings: np.ndarray, embedding_dim: int) -> np.ndarray:
+def unit_vectors(values: Any, name: str, embedding_dim: int) -> np.ndarray:
+    """Embeddings as float32 (Q, E); InputError if they are not of that shape or of unit length."""
+    try:
+        embeddings = np.asarray(values)
+    except ValueError as error:  # rows of several lengths
+        raise InputError(f"{name}: give an array ({embedding_dim} numbers a row)") from error
     if embeddings.ndim != 2 or embeddings.shape[1] != embedding_dim:
-        raise InputError(f"queries of shape {embeddings.shape}: give (Q, {embedding_dim})")
+        raise InputError(f"{name} of shape {embeddings.shape}: give (Q, {embedding_dim})")
     if embeddings.dtype.kind not in "fiu":
-        raise InputError(f"queries of type {embeddings.dtype}: give float32")
+        raise InputError(f"{name} of type {embeddings.dtype}: give float32")
     lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) < UNIT))  # NaN is wrong as well
     if len(wrong):
         raise InputError(
-            f"queries: row {wrong[0]} has length {lengths[wrong[0]]:.3g}; divide by the length"
+            f"{name}: row {wrong[0]} has length {lengths[wrong[0]]:.3g}; divide by the length"
         )
     return embeddings.astype(np.float32)
 

@@ -15,6 +15,7 @@ from tigerfg.images import ImageSource
 from tigerfg.index.collection import Collection, check_search
 from tigerfg.index.keeper import IndexStats
 from tigerfg.lazy_encoder import LazyEncoder
+from tigerfg.query_sample import unit_vectors
 from tigerfg.records import Item
 from tigerfg.results import Hit, SearcherInfo
 
@@ -95,15 +96,8 @@ class CatalogReader:
         self, embeddings: np.ndarray, k: int = 10, where: Where | None = None
     ) -> list[list[Hit]]:
         """`search` for embeddings (B, E) of unit length, as `encode_query` gives them."""
-        check_search(k, where)
-        k = int(k)  # faiss takes no numpy integer
-        embeddings = np.asarray(embeddings, np.float32)
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.model.embedding_dim:
-            raise InputError(
-                f"embeddings of shape {embeddings.shape}: give (B, {self.model.embedding_dim})"
-            )
-        if not np.isfinite(embeddings).all():
-            raise InputError("embeddings hold numbers that are not finite")
+        k = check_search(k, where)  # faiss takes no numpy integer
+        embeddings = unit_vectors(embeddings, "embeddings", self.model.embedding_dim)
         found = self._collection.search(embeddings, k, where)
         return [[Hit.from_match(*match) for match in matches] for matches in found]
 

@@ -67,7 +67,7 @@ class Item:
             "category": self.category,
             "attributes": dict(self.attributes),
             "description": self.description,
-            "target_box": None if self.target_box is None else list(self.target_box),
+            "target_box": _box(self.target_box),
         }
         return {**record, **self.extra, **record}
 
@@ -89,9 +89,9 @@ class Item:
             value = getattr(self, key)
             if not isinstance(value, Mapping):
                 raise InputError(f"{name}: {key} is {_kind(value)}, not an object")
-        for key in self.attributes:
-            if not isinstance(key, str):
-                raise InputError(f"{name}: attributes has {_kind(key)} for a name: give a string")
+            for word in value:
+                if not isinstance(word, str):
+                    raise InputError(f"{name}: {key} has {_kind(word)} for a name: give a string")
         _check_json(self.to_dict(), name)
 
     @property
@@ -134,7 +134,7 @@ class Query:
         record = {
             "query_id": self.query_id,
             "image": _image_path(self.image),
-            "box": None if self.box is None else list(self.box),
+            "box": _box(self.box),
             "item_ids": list(self.item_ids),
         }
         return {**record, **self.extra, **record}
@@ -191,6 +191,13 @@ def _id(value: Any) -> Any:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     except ValueError:  # thousands of digits: refused as what it is
         return value
+
+
+def _box(box: Sequence[float] | None) -> list[float] | None:
+    """A box as JSON has it, numpy's numbers as Python's."""
+    if box is None:
+        return None
+    return [value.item() if hasattr(value, "item") else value for value in box]
 
 
 def _image_path(image: ImageSource | None) -> str | None:

@@ -32,7 +32,8 @@ class Hit:
     @classmethod
     def from_match(cls, score: float, document: dict[str, Any], grounding_map: np.ndarray) -> Hit:
         """Build a hit from what a collection's search gives."""
-        return cls(document["item_id"], score, Item.from_dict(document), grounding_map)
+        own = grounding_map.copy()  # several hits of a batch may be one item's
+        return cls(document["item_id"], score, Item.from_dict(document), own)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from tigerfg.bundle import DEFAULT_MODEL, Bundle
 from tigerfg.catalog_model import Model, as_bundle, open_with_model, recorded_name
 from tigerfg.download import FetchLimits
-from tigerfg.errors import CatalogError, InputError
+from tigerfg.errors import CatalogError
 from tigerfg.index.collection import Collection
 from tigerfg.index.gpu import GpuSettings
 from tigerfg.index.keeper import IndexStats
@@ -28,6 +28,7 @@ from tigerfg.query_sample import query_embeddings
 from tigerfg.reader import CatalogReader
 from tigerfg.records import Item, Query, Rejected
 from tigerfg.results import AddReport, Hit, SearcherInfo, VerifyReport
+from tigerfg.settings import whole_number
 from tigerfg.update import update
 from tigerfg.verify import verify
 
@@ -86,7 +87,8 @@ class Searcher(CatalogReader):
                 "lite", or, of a catalogue that is there already, for the one it was made with.
             engine, precision, threads: as `tigerfg.engines.open_engine` takes them, or an engine
                 that is open already (the caller closes it).
-            exist_ok: open a catalogue that is there already instead of raising.
+            exist_ok: open a catalogue that is there already instead of raising; it keeps its index
+                settings, and others that are given are told in the log.
             index, target_recall, memory_budget: how it is searched, see
                 `tigerfg.index.plan.IndexSettings`: "auto" is exact for small catalogues. In Milvus
                 an index type of its, see `MilvusIndex`: "auto" is IVF_PQ.
@@ -98,11 +100,15 @@ class Searcher(CatalogReader):
                 collection exists, or the server refuses.
             BundleError: the model cannot be used.
         """
+        settings = IndexSettings(index, target_recall, memory_budget)
         if exist_ok and holds_catalog(path):
-            return cls.open(
+            searcher = cls.open(
                 path, model, engine=engine, precision=precision, threads=threads, gpu=gpu
             )
-        settings = IndexSettings(index, target_recall, memory_budget)
+            kept = searcher._collection.meta.settings
+            if settings not in (kept, IndexSettings()):
+                logger.warning("%s keeps the index that it was created with: %s", path, kept)
+            return searcher
         model = DEFAULT_MODEL if model is None else model
         bundle = as_bundle(model)
         collection = create_collection(
@@ -301,8 +307,7 @@ class Searcher(CatalogReader):
         Raises:
             InputError: sample is negative. Damage is reported, never raised.
         """
-        if not isinstance(sample, int) or sample < 0:
-            raise InputError(f"sample {sample!r} must be a whole number, at least 0")
+        sample = whole_number(sample, "sample", least=0)
         self._collection.require_open()
         return verify(self._collection, self._get_encoder, sample, seed)
 

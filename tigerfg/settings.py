@@ -7,7 +7,9 @@ bool, str, Path, dict, Literal, tuple or another settings class, each perhaps `|
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import operator
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -52,6 +54,16 @@ _WORDS = {
     Path: "a path",
     dict: "an object",
 }
+
+
+def whole_number(value: Any, name: str, least: int = 1) -> int:
+    """An argument as an int, of Python's or numpy's; InputError names it if it is none, or less."""
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            number = operator.index(value)
+            if number >= least:
+                return number
+    raise InputError(f"{name} {value!r} must be a whole number, at least {least}")
 
 
 def build(kind: type[Settings], values: dict[str, Any]) -> Settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,13 +80,14 @@ class TextTokenizer:
         """Number of token ids, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids int64 (B, L) and mask bool (B, L); L is the batch's longest text, at least 1.
 
         A text without tokens gives one unknown (or padding) token with mask True.
         """
         if isinstance(texts, str):
             raise InputError("texts must be a sequence of strings, not one string")
+        texts = list(texts)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InputError(f"texts[{index}] is {type(text).__name__}, not a string")

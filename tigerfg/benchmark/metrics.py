@@ -108,14 +108,16 @@ def box_share(box: Box, image_size: tuple[int, int]) -> float:
 
 def peak(grid: np.ndarray, image_size: tuple[int, int]) -> tuple[float, float]:
     """x, y in image pixels of the centre of the strongest cell, the first in reading order of
-    several equally strong ones.
+    several equally strong ones; in a picture that is thinner than half a cell, its middle.
 
     Args:
         grid: (h, w) float map. image_size: (width, height).
     """
     row, column = np.unravel_index(int(np.argmax(grid)), grid.shape)
     side = cell_side(grid.shape, image_size)
-    return float((column + 0.5) * side), float((row + 0.5) * side)
+    centre = ((column + 0.5) * side, (row + 0.5) * side)
+    x, y = (c if c < end else end / 2 for c, end in zip(centre, image_size, strict=True))
+    return float(x), float(y)
 
 
 def points_inside(grid: np.ndarray, box: Box, image_size: tuple[int, int]) -> bool:

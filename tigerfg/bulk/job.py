@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from tigerfg.bulk.storage import Storage
 from tigerfg.bundle import DEFAULT_MODEL, Bundle
 from tigerfg.errors import InputError
+from tigerfg.settings import whole_number
 
 FORMAT = 1
 MANIFEST = "encode.json"
@@ -87,9 +88,8 @@ def plan_job(
         InputError: no input, or ``out`` holds another job; names what differs.
         BundleError: the model cannot be used.
     """
-    for name, value in (("batch_size", batch_size), ("unit_rows", unit_rows)):
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} {value!r} must be a whole number, at least 1")
+    batch_size = whole_number(batch_size, "batch_size")
+    unit_rows = whole_number(unit_rows, "unit_rows")
     bundle = Bundle.open(model)
     name = os.fspath(model)
     if os.path.isdir(name):

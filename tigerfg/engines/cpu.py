@@ -7,6 +7,8 @@ import os
 import platform
 from typing import NamedTuple
 
+from tigerfg.settings import whole_number
+
 # Instruction sets that decide which kernels an inference runtime takes, as /proc/cpuinfo has them.
 _TELLING = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
@@ -43,9 +45,9 @@ def cpu() -> Cpu:
 
 
 def thread_count(threads: int | None) -> int:
-    """`threads`, or the number of CPUs that this process may run on."""
+    """`threads`, or the number of CPUs that this process may run on; InputError if it is none."""
     if threads is not None:
-        return threads
+        return whole_number(threads, "threads")
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

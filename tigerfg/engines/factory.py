@@ -24,7 +24,7 @@ from tigerfg.engines.base import (
 from tigerfg.engines.cpu import thread_count
 from tigerfg.engines.gpu import GpuTowers, gpu_engine
 from tigerfg.engines.trt_library import NAMES
-from tigerfg.errors import EngineError, InputError, MissingExtraError
+from tigerfg.errors import EngineError, MissingExtraError
 
 if TYPE_CHECKING:
     from tigerfg.bundle import Bundle
@@ -64,8 +64,7 @@ def open_engine(
     """
     if engine not in (*ENGINES, "auto"):
         raise EngineError(f"engine: {engine!r} is unknown; choose auto, {', '.join(ENGINES)}")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads: {threads}; give 1 or more")
+    threads = thread_count(threads)
     if engine == "torch":
         if precision not in ("auto", "fp32"):
             raise EngineError(f"precision: the torch engine runs fp32, not {precision!r}")
@@ -83,11 +82,10 @@ def open_engine(
     if engine == "auto" and (chosen := gpu_engine(bundle, precision)) is not None:
         engine = chosen
     if engine in NAMES:
-        return BundleEngine(bundle, GpuTowers(bundle, engine, precision), thread_count(threads))
+        return BundleEngine(bundle, GpuTowers(bundle, engine, precision), threads)
     if engine != "auto" and engine not in available_engines():
         raise MissingExtraError(f"the engine {engine!r}", ENGINES[engine], "cpu")
-    count = thread_count(threads)
-    return BundleEngine(bundle, select.CpuTowers(bundle, engine, precision, count), count)
+    return BundleEngine(bundle, select.CpuTowers(bundle, engine, precision, threads), threads)
 
 
 class Towers(Protocol):

@@ -22,6 +22,7 @@ from tigerfg.index.selected import SelectedIds
 from tigerfg.index.store import Store
 from tigerfg.index.stored import Known, Record, Sampled
 from tigerfg.index.where import parse_filter
+from tigerfg.settings import whole_number
 
 NO_GPU = GpuSettings(OFF)
 
@@ -293,9 +294,9 @@ class Collection:
             yield self._store
 
 
-def check_search(k: int, where: Mapping[str, Any] | None) -> None:
-    """InputError if ``k`` or the filter of a search cannot be used."""
-    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
-        raise InputError(f"k {k!r} must be a whole number, at least 1")
+def check_search(k: int, where: Mapping[str, Any] | None) -> int:
+    """``k``; InputError if it or the filter of a search cannot be used."""
+    k = whole_number(k, "k")
     if where is not None:
         parse_filter(where)
+    return k

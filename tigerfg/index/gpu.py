@@ -10,6 +10,7 @@ import numpy as np
 
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.derived import import_faiss
+from tigerfg.settings import whole_number
 
 AUTO, REQUIRE, OFF = "auto", "require", "off"
 MOST = 2048  # candidates, and probed lists, of one search: faiss's limit on a GPU
@@ -42,8 +43,7 @@ class GpuSettings:
     def __post_init__(self) -> None:
         if self.use not in (AUTO, REQUIRE, OFF):
             raise InputError(f"gpu {self.use!r}: give auto, require or off")
-        if not isinstance(self.temporary, int) or self.temporary < 0:
-            raise InputError(f"temporary {self.temporary!r} must be a whole number of bytes")
+        object.__setattr__(self, "temporary", whole_number(self.temporary, "temporary", 0))
 
     def find(self) -> Gpus | None:
         """The GPUs, or None to search on the CPU.

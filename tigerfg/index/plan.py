@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from tigerfg.errors import InputError
+from tigerfg.settings import whole_number
 
 FLAT, AUTO = "flat", "auto"
 FLAT_MOST = 20_000  # items up to which "auto" scans them all
@@ -46,10 +48,11 @@ class IndexSettings:
         if not isinstance(self.index, str) or not self.index:
             raise InputError(f"index {self.index!r}: give auto, flat or a factory string of faiss")
         recall, budget = self.target_recall, self.memory_budget
-        if not isinstance(recall, (int, float)) or not 0.0 < recall < 1.0:
-            raise InputError(f"target_recall {recall!r} is not between 0 and 1")
-        if budget is not None and (type(budget) is not int or budget < 1):
-            raise InputError(f"memory_budget {budget!r} must be a whole number of bytes, or None")
+        if not isinstance(recall, Real) or not 0.0 < recall < 1.0:
+            raise InputError(f"target_recall {recall!r} is not a number between 0 and 1")
+        object.__setattr__(self, "target_recall", float(recall))
+        if budget is not None:
+            object.__setattr__(self, "memory_budget", whole_number(budget, "memory_budget"))
 
     def choose(self, items: int, dim: int) -> str:
         """The index for so many items: "flat" or a factory string. Budgets reckon with vectors that

@@ -121,7 +121,8 @@ def _sample(teacher_map: Tensor, extents: Tensor, boxes: Tensor, grid: int, patc
     centres = (torch.arange(grid, device=boxes.device, dtype=dtype) + 0.5) * patch
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-3)  # a box without area has no region
     scale = extents / sides  # crop pixels per item pixel [B, 2]
-    last = (extents - 0.5 * patch).clamp(min=0.5 * patch)  # centres of the last patches
+    valid = (extents / patch - 0.5).ceil().clamp(min=1)  # patches whose centre shows the crop
+    last = (valid - 0.5) * patch  # centres of the last of them
 
     def along(axis: int) -> Tensor:  # [B, grid]
         place = (centres[None] - boxes[:, axis, None]) * scale[:, axis, None]
@@ -161,7 +162,12 @@ def relation_loss(
 
     Returns:
         A scalar in nats; 0 for an empty batch.
+
+    Raises:
+        InputError: tau is not above 0.
     """
+    if not tau > 0:
+        raise InputError(f"tau: the temperature of the relation loss is {tau}, it must be above 0")
     if len(queries) == 0:
         return (queries.sum() + items.sum()) * 0.0
     student = queries @ items.T / tau
