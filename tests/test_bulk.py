@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,7 +206,7 @@ def test_flipped_bits_of_vectors_are_never_loaded(vectors, tmp_path):
     """Parquet's pages carry checksums, which are compared; its footer has to make sense."""
 
     def loaded() -> list:
-        batches = list(_batches(Storage(str(tmp_path)), 256))
+        batches = list(_batches(Storage(str(tmp_path)), [name], 256))
         records = (record for batch in batches for record in batch)
         return [[v.tolist() if isinstance(v, np.ndarray) else v for v in r] for r in records]
 
@@ -222,6 +223,48 @@ def test_flipped_bits_of_vectors_are_never_loaded(vectors, tmp_path):
         except InputError:
             refused += 1
     assert refused > len(content) / 41 / 2
+
+
+def test_a_job_that_is_not_complete_is_told(vectors, tmp_path):
+    part = shutil.copytree(vectors, tmp_path / "vectors")
+    sorted(part.glob("*.vectors.parquet"))[1].unlink()
+    (part / "part-00099-0000000000.vectors.parquet").write_bytes(b"of nobody's job")
+    with Searcher.create(tmp_path / "shop", **ENGINE) as searcher:
+        with pytest.raises(InputError, match="not complete: 1 of 8 units are missing, such as par"):
+            searcher.load(part)
+        assert len(searcher) == 0
+        assert 0 < searcher.load(part, partial=True).added < 32
+        searcher.load(vectors)
+        assert len(searcher) == 32
+
+
+def test_an_input_that_changed_is_another_job(tmp_path):
+    file = tmp_path / "items.parquet"
+    for price in (1.5, 2.5):
+        rows = [{"item_id": f"i{n}", "image": png(n), "price": price} for n in range(3)]
+        parquet.write_table(pa.Table.from_pylist(rows), file)
+        if price == 1.5:
+            assert encode(file, tmp_path / "out", **ENGINE).vectors == 3
+    with pytest.raises(InputError, match="holds the results of another job: its inputs is"):
+        encode(file, tmp_path / "out", **ENGINE)
+
+
+def test_relative_pictures_are_found_as_read_items_finds_them(tmp_path):
+    folder = tmp_path / "standard"
+    folder.mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png(1))
+    rows = [{"item_id": "a", "image": "images/a.png"}, {"item_id": "b", "image": "images/b.png"}]
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "items.parquet")
+    report = encode(folder, tmp_path / "out", **ENGINE)
+    assert (report.vectors, report.rejected) == (1, 1)
+    assert report.shown == [f"item_id 'b': {folder / 'images/b.png'}: no such file"]
+    parquet.write_table(pa.Table.from_pylist(rows[1:]), folder / "items.parquet")
+    wanted = ["encode", str(folder), "--out", str(tmp_path / "none"), "--threads", "1"]
+    done = subprocess.run([*CLI, *wanted], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "rejected item_id 'b': " in done.stderr
+    assert "none/*.rejects.jsonl; delete" in done.stderr
 
 
 def test_loading_decides_by_what_is_stored(tmp_path):
@@ -250,7 +293,7 @@ def test_loading_decides_by_what_is_stored(tmp_path):
         return {item.item_id: item.extra["price"] for item in searcher}
 
     with Searcher.create(tmp_path / "shop", **ENGINE) as searcher:
-        report = searcher.load(out)
+        report = searcher.load(out, partial=True)
         assert (report.added, report.unchanged) == (2, 0)
         assert [one.item_id for one in report.rejected] == ["a", "b", "a"]
         assert {one.reason for one in report.rejected} == {
@@ -260,15 +303,15 @@ def test_loading_decides_by_what_is_stored(tmp_path):
         assert [json.loads(line)["item_id"] for line in lines] == ["a", "b", "a"]
         assert prices(searcher) == {"a": 1, "b": 1}
         first = searcher.search(png(2), k=1)[0].score
-        report = searcher.load(out, replace=True)
+        report = searcher.load(out, replace=True, partial=True)
         assert (report.added, report.replaced, report.updated) == (0, 1, 1)
         assert (report.unchanged, report.rejected) == (2, [])
         assert prices(searcher) == {"a": 2, "b": 2}
         assert searcher.search(png(2), k=1)[0].score > first
-        report = searcher.load(out, replace=True)
+        report = searcher.load(out, replace=True, partial=True)
         assert (report.replaced, report.updated, report.unchanged) == (0, 0, 3)
     with Searcher.create(tmp_path / "new", **ENGINE) as searcher:
-        report = searcher.load(out, replace=True)
+        report = searcher.load(out, replace=True, partial=True)
         assert (report.added, report.replaced, report.updated) == (2, 0, 0)
         assert prices(searcher) == {"a": 2, "b": 2}
 

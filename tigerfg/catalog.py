@@ -82,7 +82,7 @@ def read_changes(path: str | os.PathLike) -> Iterator[dict[str, Any] | Rejected]
             continue
         if file.suffix.lower() == ".parquet":
             row = {key: value for key, value in row.items() if value is not None}
-        yield _located(row, file.absolute().parent)
+        yield located(row, file.absolute().parent)
 
 
 def record_file(path: Path, stem: str) -> Path | None:
@@ -135,7 +135,7 @@ def _unique(
         try:
             if isinstance(row, str):
                 raise InputError(row)
-            record = kind.from_dict(_located(row, folder))
+            record = kind.from_dict(located(row, folder))
             record_id = getattr(record, id_field)
             record.validate()
             if record_id in first_line:
@@ -153,8 +153,8 @@ def _unique(
             yield record
 
 
-def _located(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A record with the path of its picture absolute."""
+def located(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A record with the path of its picture absolute, see `read_items`."""
     image = row.get("image")
     return {**row, "image": _resolve(image, folder)} if isinstance(image, str) and image else row
 

@@ -219,6 +219,7 @@ class Searcher(CatalogReader):
         self,
         path: str | os.PathLike,
         replace: bool = False,
+        partial: bool = False,
         progress: OnProgress = None,
     ) -> AddReport:
         """Store items that `tigerfg encode` encoded, without encoding anything.
@@ -226,17 +227,24 @@ class Searcher(CatalogReader):
         Args:
             path: the directory or address that it wrote to.
             replace: as `upsert`; else as `add`. A call that was interrupted is simply repeated.
+            partial: take what is there of a job that is not complete, instead of raising.
             progress: as in `add`.
 
         Raises:
-            InputError: no such results there, or damaged ones.
+            InputError: no such results there, damaged ones, or not all of them.
             CatalogError: they were made with another model, or the catalogue refuses.
         """
         self._collection.require_writer("store items")
         from tigerfg.bulk.load import load
 
         with self._writing:
-            return load(os.fspath(path), self._collection, replace=replace, progress=progress)
+            return load(
+                os.fspath(path),
+                self._collection,
+                replace=replace,
+                partial=partial,
+                progress=progress,
+            )
 
     def delete(self, item_ids: str | Iterable[str]) -> int:
         """Delete items in one transaction; returns how many. Unknown ids are logged and passed."""

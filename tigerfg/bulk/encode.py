@@ -11,7 +11,7 @@ from typing import Any
 
 from tigerfg.bulk.cluster import Cluster, encode_on_cluster
 from tigerfg.bulk.job import plan_job
-from tigerfg.bulk.worker import Outcome, UnitEncoder
+from tigerfg.bulk.worker import SHOWN, Outcome, UnitEncoder
 
 
 @dataclass
@@ -20,7 +20,7 @@ class EncodeReport:
 
     Attributes:
         units: of the whole job. done: of them by this call; the others were there or failed.
-        vectors, rejected: rows that gave which, by this call.
+        vectors, rejected: rows that gave which, by this call. shown: the first rejects, in words.
         failed: units without a result, by name: why.
         seconds: the call took. stages: seconds by stage, over all threads and actors.
     """
@@ -29,6 +29,7 @@ class EncodeReport:
     done: int = 0
     vectors: int = 0
     rejected: int = 0
+    shown: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     stages: Counter[str] = field(default_factory=Counter)
@@ -53,7 +54,8 @@ def encode(
 
     The results, read by `Searcher.load`: for every unit of rows a file ``part-*.vectors.parquet``
     (item_id, content_hash, vector and grounding_map in float16, document), and a file
-    ``part-*.rejects.jsonl`` where rows could not be used.
+    ``part-*.rejects.jsonl`` where rows could not be used: their unit is done all the same; it is
+    done again where its files are deleted.
 
     Args:
         items, out, settings: see `plan_job`.
@@ -76,6 +78,7 @@ def encode(
             report.done += 1
             report.vectors += outcome.vectors
             report.rejected += outcome.rejected
+            report.shown += outcome.shown[: SHOWN - len(report.shown)]
             report.stages.update(outcome.stages)
         report.seconds = time.perf_counter() - started
         if progress:

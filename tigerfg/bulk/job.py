@@ -7,10 +7,12 @@ once; its file is the same, byte for byte, whoever makes it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from tigerfg.bulk.storage import Storage
 from tigerfg.bundle import DEFAULT_MODEL, Bundle
@@ -20,6 +22,7 @@ from tigerfg.settings import whole_number
 FORMAT = 1
 MANIFEST = "encode.json"
 VECTORS, REJECTS = ".vectors.parquet", ".rejects.jsonl"
+_END = 1 << 16  # bytes of an input's end that tell it from others: places and sizes of all columns
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def plan_job(
 
     Args:
         items: parquet files, or directories of them, with the columns that `read_items` knows;
-            images are embedded bytes, addresses, or paths that every node has.
+            images are embedded bytes, addresses, or paths that every node has, relative ones as
+            `read_items` takes them.
         engine, precision: with "auto" every actor decides by a measurement of its own: the vectors
             agree as closely as the bundle's parity report says, the files not to the byte.
         out: a directory, new or of the same job.
@@ -97,16 +101,20 @@ def plan_job(
     settings = Settings(
         name, bundle.fingerprint, bundle.embedding_dim, engine, precision, batch_size, unit_rows
     )
-    files = [file for place in items for file in _parquet_files(place)]
-    if not files:
+    inputs = [found for place in items for found in _parquet_files(place)]
+    if not inputs:
         raise InputError(f"items: no parquet file in {', '.join(map(str, items)) or 'nothing'}")
-    units = [unit for number, file in enumerate(files) for unit in _units(number, *file, unit_rows)]
+    units = [
+        Unit(name, place, start, rows)
+        for number, (place, noted) in enumerate(inputs)
+        for name, start, rows in _parts(number, noted["rows"], unit_rows)
+    ]
     storage = Storage(out)
     storage.make()
     manifest = {
         "format": FORMAT,
         **asdict(settings),
-        "inputs": [{"file": file.rpartition("/")[2], "rows": rows} for file, rows in files],
+        "inputs": [noted for _, noted in inputs],
     }
     _note(storage, manifest)
     return Job(settings, units, storage.place)
@@ -132,6 +140,15 @@ def read_manifest(storage: Storage) -> dict:
     return manifest
 
 
+def unit_names(manifest: dict) -> list[str]:
+    """Names of all units of a job."""
+    return [
+        name
+        for number, noted in enumerate(manifest["inputs"])
+        for name, _, _ in _parts(number, noted["rows"], manifest["unit_rows"])
+    ]
+
+
 def _note(storage: Storage, manifest: dict) -> None:
     if MANIFEST not in storage.names():
         storage.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
@@ -146,8 +163,9 @@ def _note(storage: Storage, manifest: dict) -> None:
             )
 
 
-def _parquet_files(place: str | os.PathLike) -> list[tuple[str, int]]:
-    """(path or address, rows) of a parquet file, or of those right in a directory, by name."""
+def _parquet_files(place: str | os.PathLike) -> list[tuple[str, dict[str, Any]]]:
+    """Paths or addresses of a parquet file, or of those right in a directory, by name; and what the
+    job's manifest notes of each: another file of that name is another job."""
     storage = Storage(place)
     from pyarrow import ArrowException, parquet
 
@@ -163,15 +181,20 @@ def _parquet_files(place: str | os.PathLike) -> list[tuple[str, int]]:
     for shown, path in places.values():
         try:
             with storage.files.open_input_file(path) as file:
-                found.append((shown, parquet.ParquetFile(file).metadata.num_rows))
+                rows, size = parquet.ParquetFile(file).metadata.num_rows, file.size()
+                end = min(size, _END)
+                digest = hashlib.blake2b(file.read_at(end, size - end), digest_size=16).hexdigest()
+                noted = {"file": shown.rpartition("/")[2], "rows": rows, "bytes": size}
+                found.append((shown, {**noted, "end_blake2b": digest}))
         except (ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{shown}: not a readable parquet file: {reason}") from error
     return found
 
 
-def _units(number: int, file: str, rows: int, most: int) -> list[Unit]:
+def _parts(number: int, rows: int, most: int) -> list[tuple[str, int, int]]:
+    """Name, first row and rows of an input's units."""
     return [
-        Unit(f"part-{number:05d}-{start:010d}", file, start, min(most, rows - start))
+        (f"part-{number:05d}-{start:010d}", start, min(most, rows - start))
         for start in range(0, rows, most)
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tigerfg.bulk.job import VECTORS, read_manifest
+from tigerfg.bulk.job import VECTORS, read_manifest, unit_names
 from tigerfg.bulk.storage import Storage
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.fate import Fate, fate_of
@@ -28,6 +28,7 @@ def load(
     collection: Collection | MilvusCollection,
     *,
     replace: bool,
+    partial: bool,
     progress: OnProgress = None,
 ) -> AddReport:
     """See `Searcher.load`."""
@@ -39,8 +40,9 @@ def load(
             f"({manifest['fingerprint'][:12]}), {collection.path} holds vectors of {meta.model} "
             f"({meta.fingerprint[:12]}): encode it again with that one"
         )
+    names = _files(storage, manifest, partial)
     with IngestRun(collection.folder, progress) as run:
-        for batch in _batches(storage, meta.embedding_dim):
+        for batch in _batches(storage, names, meta.embedding_dim):
             _load(batch, collection, replace, run)
         return run.report()
 
@@ -74,12 +76,22 @@ def _load(
         run.stored(len(wanted), collection.put(list(wanted.values()), replace))
 
 
-def _batches(storage: Storage, dim: int) -> Iterator[list[Record]]:
+def _files(storage: Storage, manifest: dict[str, Any], partial: bool) -> list[str]:
+    """Names of the job's results; InputError if some are missing, unless ``partial``."""
+    wanted, there = [name + VECTORS for name in unit_names(manifest)], set(storage.names())
+    missing = [name for name in wanted if name not in there]
+    if missing and not partial:
+        raise InputError(
+            f"{storage.place} is not complete: {len(missing)} of {len(wanted)} units are missing, "
+            f"such as {missing[0]}; repeat `tigerfg encode`, or load what is there as partial"
+        )
+    return [name for name in wanted if name in there]
+
+
+def _batches(storage: Storage, names: list[str], dim: int) -> Iterator[list[Record]]:
     from pyarrow import ArrowException, parquet
 
-    for name in storage.names():
-        if not name.endswith(VECTORS):
-            continue
+    for name in names:
         try:
             with storage.files.open_input_file(storage.child(name)) as stream:
                 file = parquet.ParquetFile(stream, page_checksum_verification=True)

@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from tigerfg.bulk.job import REJECTS, VECTORS, Settings, Unit
 from tigerfg.bulk.storage import Storage
 from tigerfg.bundle import Bundle
+from tigerfg.catalog import located
 from tigerfg.errors import BundleError, InputError
 from tigerfg.index.stored import Known, Record
 from tigerfg.ingest import ingest
@@ -21,6 +23,7 @@ from tigerfg.lazy_encoder import LazyEncoder
 from tigerfg.records import Rejected
 from tigerfg.rows import parquet_rows
 
+SHOWN = 5  # rejects of a unit that are told
 _READ_ROWS = 256
 
 
@@ -30,6 +33,7 @@ class Outcome:
 
     Attributes:
         unit: its name. vectors, rejected: how many of its rows gave which.
+        shown: the first rejects, in words.
         seconds: it took, and by stage of the ingest. error: why there is no result, "" if there is.
     """
 
@@ -38,6 +42,7 @@ class Outcome:
     rejected: int
     seconds: float
     stages: Mapping[str, float]
+    shown: Sequence[str] = ()
     error: str = ""
 
 
@@ -80,9 +85,11 @@ class UnitEncoder:
             records = sink.records
             self._out.write(unit.name + VECTORS, _as_parquet(records, self._settings))
         except InputError as error:
-            return Outcome(unit.name, 0, 0, time.perf_counter() - started, {}, str(error))
+            return Outcome(unit.name, 0, 0, time.perf_counter() - started, {}, error=str(error))
         seconds = time.perf_counter() - started
-        return Outcome(unit.name, len(records), len(report.rejected), seconds, report.stages)
+        shown = [str(one) for one in report.rejected[:SHOWN]]
+        counts = len(records), len(report.rejected)
+        return Outcome(unit.name, *counts, seconds, report.stages, shown)
 
     def close(self) -> None:
         """Stop the engine."""
@@ -119,6 +126,7 @@ def _entries(unit: Unit) -> Iterator[Mapping[str, Any] | Rejected]:
     from pyarrow import ArrowException, parquet
 
     storage = Storage(unit.file)
+    folder = None if "://" in unit.file else Path(unit.file).absolute().parent
     number = unit.start
     try:
         with storage.files.open_input_file(storage.path) as stream:
@@ -135,7 +143,7 @@ def _entries(unit: Unit) -> Iterator[Mapping[str, Any] | Rejected]:
                 if isinstance(values, str):
                     yield Rejected(None, values, number, unit.file)
                 else:
-                    yield values
+                    yield values if folder is None else located(values, folder)
     except (ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{unit.file}: not a readable parquet file: {reason}") from error

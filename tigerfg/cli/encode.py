@@ -12,8 +12,6 @@ from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.cli import options
 from tigerfg.cli.console import progress, say, shown_path
 
-SHOWN = 5
-
 
 def command(
     items: Annotated[
@@ -41,10 +39,12 @@ def command(
     """Encode parquet files of items into parquet files of vectors, for `tigerfg load`.
 
     What is there already is not done again, so an interrupted run is simply repeated. The exit
-    code is 0 if every unit of the job is done, else 1.
+    code is 0 if every unit of the job is done, and not all rows were rejected, else 1.
     """
     from tigerfg.bulk.cluster import Cluster
     from tigerfg.bulk.encode import encode
+    from tigerfg.bulk.job import REJECTS
+    from tigerfg.bulk.worker import SHOWN
 
     cluster = Cluster(address, actors, cpus, gpus) if ray else None
     with progress("encoding") as advance:
@@ -64,5 +64,9 @@ def command(
     typer.echo(f"{report}; {place}")
     for name, reason in list(report.failed.items())[:SHOWN]:
         say(f"failed {name}: {reason}")
-    if report.failed:
+    for reject in report.shown:
+        say(f"rejected {reject}")
+    if report.rejected:
+        say(f"all rejects: {place}/*{REJECTS}; delete a unit's files to encode its rows again")
+    if report.failed or (report.rejected and not report.vectors):
         raise typer.Exit(1)

@@ -20,6 +20,9 @@ def command(
     upsert: Annotated[
         bool, typer.Option("--upsert", help="Replace items that changed instead of refusing them.")
     ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Load what is there of a job that is not complete.")
+    ] = False,
 ) -> None:
     """Store encoded items in a catalogue, which is created where there is none.
 
@@ -35,7 +38,7 @@ def command(
         model = read_manifest(Storage(vectors))["model"]
     with Searcher.create(catalog, model=model, exist_ok=True) as searcher:
         with ingest_progress("loading") as advance:
-            report = searcher.load(vectors, replace=upsert, progress=advance)
+            report = searcher.load(vectors, replace=upsert, partial=partial, progress=advance)
         print_report(report, searcher)
     if report.rejected and not report.stored:
         raise typer.Exit(1)
