@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -56,6 +56,7 @@ class Encoder:
         self, bundle: Bundle, engine: Engine, batch_size: int = 32, workers: int | None = None
     ) -> None:
         self.bundle, self.engine = bundle, engine
+        self._closed = False
         self.batch_size = whole_number(batch_size, "batch_size")
         if workers is None:
             workers = min(8, thread_count(None))
@@ -152,12 +153,17 @@ class Encoder:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
+        except (CancelledError, RuntimeError) as error:  # of a pool that is shut down
+            if self._closed:
+                raise EngineError("the encoder was closed meanwhile") from error
+            raise
         finally:
             for future in running:
                 future.cancel()
 
     def close(self) -> None:
         """Stop the threads."""
+        self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _decode(

@@ -93,8 +93,8 @@ class _Way:
             try:
                 for batch in batches:
                     records, ids = self._records(batch), [p.item.item_id for p, _ in batch]
-                    self._settle(writing)
-                    writing = None
+                    before, writing = writing, None
+                    self._settle(before)
                     writing = writer.submit(self._put, records), ids, len(records)
             finally:
                 self._settle(writing)

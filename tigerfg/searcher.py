@@ -61,7 +61,7 @@ class Searcher(CatalogReader):
         threads: int | None,
     ) -> None:
         super().__init__(collection, LazyEncoder(model, engine, precision, threads))
-        self._writing = threading.RLock()  # one add, upsert, delete or close at a time
+        self._writing = threading.RLock()  # one add, upsert, update or load at a time
         self._process = os.getpid()
 
     @classmethod
@@ -249,8 +249,7 @@ class Searcher(CatalogReader):
     def delete(self, item_ids: str | Iterable[str]) -> int:
         """Delete items in one transaction; returns how many. Unknown ids are logged and passed."""
         wanted = {item_ids} if isinstance(item_ids, str) else set(item_ids)
-        with self._writing:
-            deleted = self._collection.delete(wanted)
+        deleted = self._collection.delete(wanted)
         if deleted < len(wanted):
             logger.warning(
                 "delete: %d of %d item ids are not in %s",
@@ -320,18 +319,26 @@ class Searcher(CatalogReader):
         return verify(self._collection, self._get_encoder, sample, seed)
 
     def close(self) -> None:
-        """Close the catalogue; a second call does nothing, nor does one in a forked process."""
+        """Close the catalogue; a second call does nothing, nor does one in a forked process.
+
+        An index that is due is built first. A call of another thread that is storing items ends
+        with a CatalogError at its next batch; what was stored stays.
+        """
+        self._close(build=True)
+
+    def _close(self, build: bool) -> None:
         if os.getpid() != self._process:
             return
-        with self._writing:
-            self._collection.close()
+        try:
+            self._collection.close(build)
+        finally:
             self._encoder.close()
 
     def __enter__(self) -> Searcher:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._close(build=kind is None)  # Ctrl-C does not wait for an index
 
     def _ingest(
         self,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tigerfg.errors import CatalogError, InputError, MissingExtraError
+from tigerfg.errors import CatalogError
 from tigerfg.index.database import StoreMeta, is_catalog
 from tigerfg.index.factory import require_ivf
 from tigerfg.index.gpu import OFF, GpuSettings
@@ -46,7 +46,8 @@ class Collection:
 
     def __init__(self, store: Store, gpu: GpuSettings) -> None:
         self._store, self._selected = store, SelectedIds()
-        self._changed = self._closing = self._closed = False
+        self._changed = self._closed = False
+        self._inside: int | None = None  # the thread that is in a call
         self._process = os.getpid()
         self._lock = threading.RLock()
         try:
@@ -107,7 +108,11 @@ class Collection:
     @property
     def size_bytes(self) -> int | None:
         """Of all files in the directory."""
-        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+        total = 0
+        for file in self.path.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile
+                total += file.stat().st_size if file.is_file() else 0
+        return total
 
     @property
     def meta(self) -> StoreMeta:
@@ -251,30 +256,36 @@ class Collection:
 
         An index that is due to be built is built first.
         """
+        self._write_index(build=True)
+
+    def _write_index(self, build: bool) -> None:
         with self._exclusive() as store, store.snapshot():
             store.require_writer("write the index file")
             self._keeper.current()
-            factory = self._keeper.due()
+            factory = self._keeper.due() if build else None
             if factory is None:
                 self._keeper.save()
         if factory is not None:
             self._keeper.build(factory)
 
-    def close(self) -> None:
+    def close(self, build: bool = True) -> None:
         """Close the files and let the next writer in; a second call does nothing.
 
-        Waits for an index that is being built.
+        Args:
+            build: wait for an index that is being built, and build one that is due. False: end
+                soon, the next writer will see to it.
         """
         with self._lock:
-            if self._closing:
+            if self._closed:
                 return
-            self._closing = True
             self._keeper.retire()
-        self._keeper.wait()
         try:
+            build = build and not self._keeper.building_here
+            if build:
+                self._keeper.wait()
             if self._keeper.unsaved or (self._changed and self._keeper.stale):
-                self.flush()
-        except (CatalogError, InputError, MissingExtraError) as error:
+                self._write_index(build)
+        except Exception as error:
             logger.warning("%s closed without an index file: %s", self.path, error)
         finally:
             with self._lock:
@@ -290,8 +301,14 @@ class Collection:
         with self._lock:
             if self._closed:
                 raise CatalogError(f"{self.path} is closed: open it again")
-            self._store.refresh()
-            yield self._store
+            outer, self._inside = self._inside, threading.get_ident()
+            try:
+                if outer != self._inside:  # none of this thread's calls goes on around this one
+                    self._store.leave_transaction()
+                    self._store.refresh()
+                yield self._store
+            finally:
+                self._inside = outer
 
 
 def check_search(k: int, where: Mapping[str, Any] | None) -> int:

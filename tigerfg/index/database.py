@@ -228,6 +228,13 @@ def lock_for_writing(path: Path) -> int:
     return descriptor
 
 
+def unlock(descriptor: int, process: int) -> None:
+    """Give the writer's lock back; a forked child only closes its descriptor of it."""
+    if os.getpid() == process:  # while children hold that too, closing it would not do
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
 @contextlib.contextmanager
 def explained(path: Path, action: str) -> Iterator[None]:
     """Turn what SQLite raises into a CatalogError of one line."""

@@ -88,6 +88,11 @@ class IvfIndex:
         return (2 * len(self.rows) - self._count - self.notes["trained"]) / self.notes["trained"]
 
     @property
+    def worn(self) -> float:
+        """Share of the vectors' rows that are in this process's memory, or of removed items."""
+        return (self.rows.unsaved + len(self.rows) - self._count) / max(len(self.rows), 1)
+
+    @property
     def drift(self) -> float:
         """How much less even the lists are than when they were trained, as a factor."""
         return self.imbalance / self.notes["imbalance"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
+import os
 import threading
+import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +33,11 @@ TRAINING_LIST = 39  # items a list from which an index that was asked for by nam
 LOOKS = 3  # at files that seem damaged
 MOST_CHANGED = 1.0  # added to or removed from what it was trained on, as a share of that
 DRIFT, DRIFTED = 1.5, 0.2  # lists this much less even than when trained, and that much changed
+
+WORN = 0.05  # share of a reader's rows in its own memory or removed: it looks for a newer index
+MOST_SAVING = 600.0  # seconds that the end of the process waits for an index file
+
+_KEEPERS: weakref.WeakSet[IndexKeeper] = weakref.WeakSet()
 
 logger = logging.getLogger("tigerfg")
 
@@ -88,16 +97,35 @@ class IndexKeeper:
         self._builder: threading.Thread | None = None
         self._refused: str | None = None  # a factory string that failed: not tried again by itself
         self._retired = False
+        self._file: tuple[int, ...] | None = None  # of a reader's index, see `_outgrown`
+        self._saving = threading.Lock()
+        self._builds: int | None = None  # the thread that builds
+        _KEEPERS.add(self)
         self._lists: dict[str, int] = {}  # inverted lists by factory string
 
     def current(self) -> FlatIndex | IvfIndex:
         """The index at the store's state; call inside a snapshot."""
-        if self._index is None:
+        # Held here meanwhile: one that is interrupted in the middle of a change is opened anew.
+        index, self._index = self._index, None
+        if index is not None and self._store.read_only and self._outgrown(index):
+            index = IvfIndex.open(self._store) or index
+        if index is None:
+            self._file = _identity(self._store.path / ivf.INDEX_FILE)
             wanted = self._store.meta.index != FLAT
-            self._index = (wanted and IvfIndex.open(self._store)) or FlatIndex(self._store)
+            index = (wanted and IvfIndex.open(self._store)) or FlatIndex(self._store)
         else:
-            self._index.sync()
-        return self._index
+            index.sync()
+        self._index = index
+        return index
+
+    def _outgrown(self, index: FlatIndex | IvfIndex) -> bool:
+        """Whether a reader's index is to be replaced by the one that the writer has saved since."""
+        if isinstance(index, IvfIndex) and index.worn < WORN:
+            return False
+        if (now := _identity(self._store.path / ivf.INDEX_FILE)) in (None, self._file):
+            return False
+        self._file = now
+        return True
 
     def searcher(self) -> FlatIndex | IvfIndex | GpuIndex:
         """What answers searches, at the store's state; call inside a snapshot.
@@ -115,7 +143,9 @@ class IndexKeeper:
         if self._gpus is None:
             return index
         if self._on_gpu is not None and not self._on_gpu.outdated:
-            self._on_gpu.sync(index)
+            on_gpu, self._on_gpu = self._on_gpu, None  # as in `current`
+            on_gpu.sync(index)
+            self._on_gpu = on_gpu
             return self._on_gpu
         self._leave_gpus()
         try:
@@ -179,6 +209,7 @@ class IndexKeeper:
         """
         path, target = self._store.path, self._store.meta.target_recall
         with self._building, contextlib.closing(Store.open(path, read_only=True)) as store:
+            self._builds = threading.get_ident()
             with store.snapshot():
                 built = build(store, factory, target, queries)
             with self._lock:
@@ -219,10 +250,16 @@ class IndexKeeper:
             self._index.sweep()  # while none is built, whose vectors would go too
             self._building.release()
 
+    @property
+    def building_here(self) -> bool:
+        """Whether this very thread is in the middle of a build: a signal's handler asks."""
+        return self._building.locked() and self._builds == threading.get_ident()
+
     def _save(self) -> None:
         if self._index is None:
             return
-        saved = self._index.save()
+        with self._saving:
+            saved = self._index.save()
         own = ivf.INDEX_FILE if isinstance(self._index, IvfIndex) else flat.INDEX_FILE
         if saved:
             for name in set(FILES) - {own}:
@@ -272,9 +309,27 @@ class IndexKeeper:
     def _try_build(self, factory: str) -> None:
         try:
             self.build(factory)
-        except (InputError, CatalogError, RuntimeError) as error:
+        except Exception as error:  # faiss's RuntimeError, no memory: exact search goes on
             self._refused = factory
-            logger.warning("%s: no %s index was built: %s", self._store.path, factory, error)
+            if not self._retired:
+                reason = error if str(error) else type(error).__name__
+                logger.warning("%s: no %s index was built: %s", self._store.path, factory, reason)
+
+
+@atexit.register
+def _hold_saves() -> None:
+    """faiss writes through a function of Python's, which must not be called while that ends."""
+    for keeper in list(_KEEPERS):
+        keeper._saving.acquire(timeout=MOST_SAVING)
+
+
+def _identity(file: Path) -> tuple[int, ...] | None:
+    """Tells one file of a name from another; None where there is none."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def check_files(store: Store) -> list[str]:

@@ -290,8 +290,8 @@ class MilvusCollection:
         """Nothing to do: what was written is safe with the server."""
         self.require_writer("flush")
 
-    def close(self) -> None:
-        """Disconnect; a second call does nothing."""
+    def close(self, build: bool = True) -> None:
+        """Disconnect; a second call does nothing. ``build``: the server does."""
         self._table.close()
 
     @property

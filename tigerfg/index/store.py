@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tigerfg.index.database import (
     is_catalog,
     lock_for_writing,
     open_database,
+    unlock,
 )
 from tigerfg.index.filters import field_rows
 from tigerfg.index.plan import IndexSettings
@@ -53,8 +55,9 @@ class Store(StoreReader):
         frozen: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(path, db, meta)
-        self._lock, self._frozen = lock, frozen  # see `refresh`
+        self._frozen = frozen  # see `refresh`
         self._file = file_of(path)
+        self._unlock = None if lock is None else weakref.finalize(self, unlock, lock, os.getpid())
 
     @classmethod
     def create(
@@ -90,7 +93,7 @@ class Store(StoreReader):
     @property
     def read_only(self) -> bool:
         """Whether writes are refused."""
-        return self._lock is None
+        return self._unlock is None
 
     def require_writer(self, action: str) -> None:
         """CatalogError if the catalogue is open for reading only."""
@@ -177,9 +180,8 @@ class Store(StoreReader):
     def close(self) -> None:
         """Close the file and let the next writer in."""
         self._db.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._unlock is not None:
+            self._unlock()
 
     def _remove(self, item_ids: Iterable[str]) -> int:
         found = self._by_item_id(item_ids)
@@ -219,13 +221,14 @@ class Store(StoreReader):
                 f"cannot {action}: {self.path} was removed, or replaced by another catalogue"
             )
         with explained(self.path, action):
-            self._db.execute("BEGIN IMMEDIATE")
+            self._require_outermost()
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # a full disk has rolled back already
-                    self._db.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):  # the first error counts
+                    self.leave_transaction()
                 raise
 
 

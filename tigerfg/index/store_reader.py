@@ -166,11 +166,24 @@ class StoreReader:
     def snapshot(self) -> Iterator[None]:
         """Everything read inside sees one state of the catalogue, whatever others write."""
         with self._reading("read"):
-            self._db.execute("BEGIN")
-            try:
+            self._require_outermost()
+            try:  # a signal's exception may be raised as BEGIN returns
+                self._db.execute("BEGIN")
                 yield
             finally:
-                self._db.execute("COMMIT")
+                self.leave_transaction()
+
+    def _require_outermost(self) -> None:
+        if self._db.in_transaction:
+            raise CatalogError(
+                f"{self.path} is in the middle of another call of this thread: a signal's handler "
+                "may only close it"
+            )
+
+    def leave_transaction(self) -> None:
+        """Undo what an interrupted call left open."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     def _by_item_id(self, item_ids: Iterable[str]) -> list[tuple[int, str, str]]:
         """(id, item_id, document) of the stored ones among some item ids."""

@@ -126,6 +126,8 @@ class VectorRows:
             self._crc = crc
         except OSError as error:
             self._writes = False  # the next block would hardly fare better
+            with contextlib.suppress(OSError):  # half of it would only fill the disk
+                os.truncate(self._store.path / self._name, len(self._rows) * self._dtype.itemsize)
             reason = error.strerror or error
             logger.warning(
                 "%s: vectors not saved, the next start reads the store: %s",
