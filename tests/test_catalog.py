@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 
-from tigerfg.catalog import Rejected, read_items, read_queries
+from tigerfg.catalog import Rejected, read_entries, read_items, read_queries
 from tigerfg.errors import InputError
 
 
@@ -299,3 +299,49 @@ def test_real_catalogues(shared_data, name, items, queries, layout):
     asked = list(read_queries(folder))
     assert len(asked) == queries
     assert all(ids.intersection(query.item_ids) for query in asked)
+
+
+def test_entries_are_items_and_rejects_in_their_order(tmp_path):
+    file = tmp_path / "items.jsonl"
+    file.write_text('{"item_id": "a", "image": "a.png"}\n{\n{"item_id": "b", "image": "b.png"}\n')
+    first, bad, last = read_entries(file)
+    assert (first.item_id, bad.line, last.item_id) == ("a", 2, "b")
+    assert isinstance(bad, Rejected)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("item_id;image;title", "separate columns by commas"),
+        ("item_id,image,price,price", "column 'price' is there twice"),
+    ],
+)
+def test_a_header_that_cannot_be_used_is_said_once(tmp_path, header, reason):
+    file = tmp_path / "items.csv"
+    file.write_text(f"{header}\na,b,c,d\ne,f,g,h\n")
+    [rejected] = read_entries(file)
+    assert reason in rejected.reason
+
+
+def test_headers_with_spaces_and_long_cells_are_read(tmp_path):
+    text = "<p>" + 'a ""long"" text, with a comma\n' * 10_000
+    file = tmp_path / "items.csv"
+    file.write_text(f'item_id , image, description,,\na,a.png,"{text}",,\nb,b.png,,,\n')
+    first, second = read_entries(file)
+    assert (first.item_id, second.item_id) == ("a", "b")
+    assert first.description == text.replace('""', '"')
+
+
+def test_parquet_with_other_bytes_and_pictures_of_datasets(tmp_path, caplog):
+    pa = pytest.importorskip("pyarrow", reason="parquet needs the extra scale")
+    from pyarrow import parquet
+
+    rows = [
+        {"item_id": "a", "image": {"bytes": b"picture", "path": None}, "phash": b"\x01"},
+        {"item_id": "b", "image": {"bytes": None, "path": "b.png"}, "phash": b"\x02"},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "items.parquet")
+    first, second = read_entries(tmp_path / "items.parquet")
+    assert (first.image, first.extra) == (b"picture", {})
+    assert second.image == str(tmp_path / "b.png")
+    assert caplog.text.count("column 'phash' holds bytes") == 1

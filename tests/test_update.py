@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -9,7 +10,9 @@ import re
 import numpy as np
 import pytest
 from fakes import FakeBundle, FakeEngine, picture, save_picture
+from PIL import Image
 
+from tigerfg.catalog import read_changes
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.records import Item, Rejected
 from tigerfg.searcher import Searcher
@@ -181,3 +184,42 @@ def test_a_file_of_whole_items_can_be_given(place, tmp_path):
         file.write_text(json.dumps({**row, "stock": None}))
         assert searcher.update(read_changes(file)).updated == 1
         assert searcher.get("a").extra == {"price": 2}
+
+
+def encoded(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_cells_of_a_csv_file_become_what_the_stored_fields_are(searcher, tmp_path):
+    fields = {"price": 9.5, "stock": 1, "on_sale": True, "tags": ["x", "y"], "note": "7"}
+    searcher.add([{"item_id": name, "image": picture(1), **fields} for name in "abc"])
+    file = tmp_path / "changes.csv"
+    file.write_text(
+        "item_id,price,stock,on_sale,tags,note,new\n"
+        'a,10,2,FALSE,"[""z""]",8,5\n'
+        "b,10.50,,true,,,\n"
+        'c,"10,50",2,,,,\n'
+    )
+    report = searcher.update(read_changes(file))
+    assert (report.updated, len(report.rejected)) == (2, 1)
+    assert "price is '10,50', where the catalogue has 9.5" in report.rejected[0].reason
+    changed = {"price": 10, "stock": 2, "on_sale": False, "tags": ["z"], "note": "8", "new": "5"}
+    assert searcher.get("a").extra == changed
+    assert searcher.get("b").extra == {**fields, "price": 10.5}
+    assert searcher.get("c").extra == fields
+    where = {"price": {"$gt": 9.6}, "tags": "z", "on_sale": False}
+    assert [hit.item_id for hit in searcher.search(picture(1), where=where)] == ["a"]
+    searcher.update([{"item_id": "a", "price": "on request"}])  # a caller's own text stays one
+    assert searcher.get("a").extra["price"] == "on request"
+
+
+def test_whole_items_with_their_pictures_are_taken(searcher):
+    whole = {"item_id": "a", "image": encoded(picture(1)), "title": "Mug", "price": 1}
+    searcher.add([whole])
+    assert searcher.update([{**whole, "price": 2}]).updated == 1
+    for change in ({"image": encoded(picture(2))}, {"title": "Cup"}):
+        [rejected] = searcher.update([{**whole, **change}]).rejected
+        assert "upsert the whole item" in rejected.reason
+    assert searcher.get("a").extra == {"price": 2}

@@ -11,9 +11,17 @@ from typing import Any, TypeVar
 
 from tigerfg.errors import InputError
 from tigerfg.records import Item, Query, Rejected
-from tigerfg.rows import READERS, Row
+from tigerfg.rows import READERS, CsvText, Row
 
-__all__ = ["Item", "Query", "Rejected", "read_changes", "read_items", "read_queries"]
+__all__ = [
+    "Item",
+    "Query",
+    "Rejected",
+    "read_changes",
+    "read_entries",
+    "read_items",
+    "read_queries",
+]
 
 OnReject = Callable[[Rejected], None]
 Record = TypeVar("Record", Item, Query)
@@ -47,6 +55,21 @@ def read_items(path: str | os.PathLike, on_reject: OnReject | None = None) -> It
     return _report_textless(_unique(_rows(file), Item, file, on_reject), file)
 
 
+def read_entries(path: str | os.PathLike) -> Iterator[Item | Rejected]:
+    """As `read_items`; what cannot be used comes as a `Rejected` where it stood, which
+    `Searcher.add` notes like its own.
+
+    Raises:
+        InputError: the path cannot be read.
+    """
+    rejected: list[Rejected] = []
+    for item in read_items(path, on_reject=rejected.append):
+        yield from rejected
+        rejected.clear()
+        yield item
+    yield from rejected
+
+
 def read_queries(path: str | os.PathLike, on_reject: OnReject | None = None) -> Iterator[Query]:
     """Read queries as `read_items` reads items; a directory must have queries.jsonl, .parquet or
     .csv."""
@@ -66,7 +89,8 @@ def read_changes(path: str | os.PathLike) -> Iterator[dict[str, Any] | Rejected]
     """Read changes of stored items, as `Searcher.update` takes them, from a .jsonl, .csv or
     .parquet file; what is no record comes as a `Rejected` among them.
 
-    Empty cells of a table leave a field as it is; null in a .jsonl file takes it away. Paths of
+    Empty cells of a table leave a field as it is; null in a .jsonl file takes it away. Cells of a
+    .csv file become numbers, true or false, or lists where the stored field is one. Paths of
     pictures are resolved as `read_items` does, so that a file of whole items can be given.
 
     Raises:
@@ -82,6 +106,8 @@ def read_changes(path: str | os.PathLike) -> Iterator[dict[str, Any] | Rejected]
             continue
         if file.suffix.lower() == ".parquet":
             row = {key: value for key, value in row.items() if value is not None}
+        elif file.suffix.lower() == ".csv":
+            row = {key: CsvText(v) if isinstance(v, str) else v for key, v in row.items()}
         yield located(row, file.absolute().parent)
 
 

@@ -57,7 +57,7 @@ def prepare(
             raise fetched
         if fetched is not None:
             item = dataclasses.replace(item, image=fetched)
-        return Prepared(item, document, _content_hash(item))
+        return Prepared(item, document, content_hash(item))
     except InputError as error:
         return Rejected(item_id, str(error))
 
@@ -74,7 +74,7 @@ def document_of(item: Item) -> str:
     return json.dumps(item.to_dict(), ensure_ascii=False, allow_nan=False)
 
 
-def _content_hash(item: Item) -> bytes:
+def content_hash(item: Item) -> bytes:
     """BLAKE2b-128 of what a model sees of an item: its text and its picture's bytes or pixels."""
     image: Any = item.image
     digest = hashlib.blake2b(item_text(item).encode() + b"\0", digest_size=16)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,17 @@ if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
 Row = tuple[int | None, dict[str, Any] | str]  # line number, and the record or what is wrong
+
+MOST_CELL = 1 << 24  # characters in a cell of a csv file
+
+logger = logging.getLogger("tigerfg")
+
+
+class CsvText(str):
+    """A cell of a csv file, which may stand for a number."""
+
+    __slots__ = ()
+
 
 _STRUCTURED = ("attributes", "target_box", "box", "item_ids")  # JSON inside a csv or parquet cell
 
@@ -110,6 +123,7 @@ def csv_rows(lines: Iterable[str]) -> Iterator[Row]:
 
     Of a broken row, which a stray quote can make as long as the file, only the first line is lost.
     """
+    csv.field_size_limit(max(csv.field_size_limit(), MOST_CELL))
     source, columns = _Lines(lines), None
     rows = csv.reader(source, strict=True)
     while True:
@@ -125,11 +139,22 @@ def csv_rows(lines: Iterable[str]) -> Iterator[Row]:
         if cells is None:
             return
         if columns is None:
-            columns = cells
+            columns = [name.strip() for name in cells]
+            if wrong := _wrong_header(columns):
+                yield source.number, f"not valid csv: {wrong}"
+                return
         elif len(cells) > len(columns):
             yield source.number, f"more cells than the {len(columns)} columns"
         elif cells:
             yield source.number, dict(itertools.zip_longest(columns, cells))
+
+
+def _wrong_header(columns: list[str]) -> str | None:
+    """Why rows cannot be read by these names; those of empty columns at the end may be empty."""
+    if len(columns) == 1 and ";" in columns[0]:
+        return f"one column, {columns[0]!r}: separate columns by commas"
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    return f"column {twice!r} is there twice" if twice else None
 
 
 def _parse_cells(row: dict[str, Any]) -> dict[str, Any] | str:
@@ -183,6 +208,12 @@ def _record(row: dict[str, Any] | str) -> dict[str, Any] | str:
     """A record from a row as pyarrow gives it."""
     if isinstance(row, str):
         return row
+    image = row.get("image")
+    if isinstance(image, dict) and image.keys() <= {"bytes", "path"}:  # of Hugging Face's datasets
+        row = {**row, "image": image.get("bytes") or image.get("path")}
+    for key in [key for key, value in row.items() if isinstance(value, bytes) and key != "image"]:
+        _tell_left_out(key)
+        del row[key]
     row = {key: _plain(value) for key, value in row.items()}
     attributes = row.get("attributes")
     if isinstance(attributes, list) and all(isinstance(entry, tuple) for entry in attributes):
@@ -190,6 +221,12 @@ def _record(row: dict[str, Any] | str) -> dict[str, Any] | str:
     if isinstance(attributes, dict):  # a struct column has every key in every row
         row["attributes"] = {k: v for k, v in attributes.items() if v is not None}
     return _parse_cells(row)
+
+
+@lru_cache(maxsize=1000)
+def _tell_left_out(column: str) -> None:
+    """Once a column: JSON has no bytes."""
+    logger.warning("column %r holds bytes, which are kept of image only: left out", column)
 
 
 def _plain(value: Any) -> Any:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from tigerfg.errors import InputError
 from tigerfg.index.stored import checked_id
 from tigerfg.ingest_run import Given, IngestRun, OnProgress
-from tigerfg.prepare import document_of, stored_path
+from tigerfg.prepare import content_hash, document_of, stored_path
 from tigerfg.records import Item, Rejected
+from tigerfg.rows import CsvText
 from tigerfg.text import item_text
 
 if TYPE_CHECKING:
@@ -46,17 +47,15 @@ def _update(
     batch: list[Change | Rejected], collection: Collection | MilvusCollection, run: IngestRun
 ) -> None:
     named = list(_named(batch, run))
-    stored = {
-        item_id: known.document
-        for item_id, known in collection.known({item_id for item_id, _ in named}).items()
-    }
+    known = collection.known({item_id for item_id, _ in named})
+    stored = {item_id: entry.document for item_id, entry in known.items()}
     documents = dict(stored)  # as they are after the changes so far
     updated = 0
     for item_id, change in named:
         try:
             if item_id not in stored:
                 raise InputError(f"item_id {item_id!r} is not in the catalogue: upsert it whole")
-            changed = _changed(json.loads(documents[item_id]), change)
+            changed = _changed(json.loads(documents[item_id]), change, known[item_id].content_hash)
             if wrong := collection.objection(changed):
                 raise InputError(wrong)
         except InputError as error:
@@ -86,18 +85,26 @@ def _named(batch: list[Change | Rejected], run: IngestRun) -> Iterator[tuple[str
             run.reject(Rejected(None, str(error)))
 
 
-def _changed(stored: dict[str, Any], change: Change) -> str:
+def _changed(stored: dict[str, Any], change: Change, encoded: bytes) -> str:
     """The JSON form of a stored item with some fields changed.
+
+    Args:
+        encoded: the content hash of what was encoded of it.
 
     Raises:
         InputError: a field cannot be stored, or is one of those that were encoded.
     """
     name = f"item_id {stored['item_id']!r}"
     image, given = stored.get("image"), change.get("image")
-    same = isinstance(given, (str, os.PathLike)) and stored_path(given) == image
-    if given is not None and not same:
-        raise InputError(f"{name}: image is another one: upsert the whole item")
+    change = {key: _typed(name, key, value, stored.get(key)) for key, value in change.items()}
     merged = {**stored, **change, "image": image}
+    if isinstance(given, (str, os.PathLike)):
+        same = stored_path(given) == image
+    else:  # the picture itself; with another text it is refused below
+        whole = Item.from_dict({**stored, "image": given})
+        same = given is None or content_hash(whole) == encoded
+    if not same:
+        raise InputError(f"{name}: image is another one: upsert the whole item")
     kept = {key: value for key, value in merged.items() if value is not None or key not in change}
     item = Item.from_dict(kept)
     dataclasses.replace(item, image=item.image or _KEPT).validate()
@@ -113,3 +120,19 @@ def _changed(stored: dict[str, Any], change: Change) -> str:
             "made with them: upsert the whole item"
         )
     return document_of(item)
+
+
+def _typed(name: str, key: str, value: Any, stored: Any) -> Any:
+    """A cell of a csv file as what the stored field is, a number or a list for example, which
+    filters see; other values as they are."""
+    if not isinstance(value, CsvText) or stored is None or isinstance(stored, str):
+        return value
+    text = value.lower() if isinstance(stored, bool) else value
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    kinds = (int, float) if type(stored) in (int, float) else (type(stored),)
+    if type(found) not in kinds:
+        raise InputError(f"{name}: {key} is {value!r}, where the catalogue has {stored!r}")
+    return found

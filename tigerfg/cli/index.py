@@ -87,16 +87,11 @@ def command(
 
 
 def _entries(path: Path, split: str | None) -> Iterator[Item | Rejected]:
-    """Items and, where they stood, the records that are no items."""
-    from tigerfg.catalog import read_items
+    from tigerfg.catalog import Rejected, read_entries
 
-    rejected: list[Rejected] = []
-    for item in read_items(path, on_reject=rejected.append):
-        yield from rejected
-        rejected.clear()
-        if split is None or str(item.extra.get("split")) == split:
-            yield item
-    yield from rejected
+    for entry in read_entries(path):
+        if split is None or isinstance(entry, Rejected) or str(entry.extra.get("split")) == split:
+            yield entry
 
 
 def _line_count(path: Path) -> int | None:
