@@ -249,3 +249,23 @@ def test_what_an_address_is() -> None:
     assert not any(
         map(is_address, ["ftp://x", "file:///etc/passwd", "x.jpg", "", None, b"http://"])
     )
+
+
+def test_a_slow_picture_is_overtaken_but_not_by_the_same_item(server: Server, monkeypatch) -> None:
+    monkeypatch.setattr("tigerfg.download.PATIENCE", 0.05)
+    values = [
+        ("a", "/drip"),
+        ("b", "/ok/1"),
+        ("a", "/ok/2"),
+        *((f"c{n}", "/ok/3") for n in range(20)),
+    ]
+    limits = replace(QUICK, deadline=1.0, attempts=1)
+    with Fetcher(limits) as fetcher:
+        started = time.monotonic()
+        found = fetcher.ahead(values, lambda v: server.address(v[1]), same=lambda v: v[0])
+        first = [next(found)[0] for _ in range(15)]
+        assert time.monotonic() - started < 0.9
+        assert first == [values[1], *values[3:17]]
+        rest = [value for value, _ in found]
+    assert sorted(rest) == sorted([values[0], values[2], *values[17:]])
+    assert rest.index(values[0]) < rest.index(values[2])

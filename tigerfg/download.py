@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tigerfg.decoding import describe_source
 from tigerfg.errors import InputError, MissingExtraError
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SCHEMES = ("http://", "https://")
+PATIENCE = 1.0  # seconds that a picture may let the others wait
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,19 @@ class FetchLimits:
                 raise InputError(f"{name} {getattr(self, name)!r} must be above 0")
 
 
+@dataclass(eq=False)
+class _Awaited(Generic[T]):
+    """A value whose picture may be on its way; late: the others have waited for it already."""
+
+    value: T
+    future: Future | None
+    late: bool = False
+
+    @property
+    def there(self) -> bool:
+        return self.future is None or self.future.done()
+
+
 class Fetcher:
     """Fetches pictures on a thread of its own with one event loop; a context manager."""
 
@@ -78,40 +91,41 @@ class Fetcher:
         values: Iterable[T],
         address: Callable[[T], str | None],
         clock: StageClock | None = None,
+        same: Callable[[T], Hashable] = lambda value: None,
     ) -> Iterator[tuple[T, bytes | InputError | None]]:
-        """Every value with its picture, in order, the next ones being fetched meanwhile.
+        """Every value with its picture, the next ones being fetched meanwhile.
+
+        In order, but that a picture which has let the others wait for a second is overtaken.
 
         Args:
             address: of a value's picture; None for none.
             clock: gets the time of waiting, as the stage fetch.
+            same: values for which it gives the same stay in their order; by default all.
 
         Yields:
             The value, and its picture's bytes, or why there are none; None without an address.
         """
-        waiting: deque[tuple[T, Future | None]] = deque()
+        waiting: list[_Awaited[T]] = []
         clock = clock or StageClock()
 
         def done() -> tuple[T, bytes | InputError | None]:
-            value, future = waiting.popleft()
-            if future is None:
-                return value, None
-            with clock.measure("fetch"):
-                return value, future.result()
+            entry = _next(waiting, same, clock)
+            waiting.remove(entry)
+            return entry.value, None if entry.future is None else entry.future.result()
 
         try:
             for value in values:
                 url = address(value)
-                waiting.append((value, None if url is None else self._submit(url)))
-                if len(waiting) > self.limits.ahead or url is None:
-                    # values without an address are not held back by those that have one
-                    while waiting and (len(waiting) > self.limits.ahead or waiting[0][1] is None):
-                        yield done()
+                waiting.append(_Awaited(value, None if url is None else self._submit(url)))
+                # values without an address are not held back by those that have one
+                while waiting and (len(waiting) > self.limits.ahead or waiting[0].future is None):
+                    yield done()
             while waiting:
                 yield done()
         finally:
-            for _, future in waiting:
-                if future is not None:
-                    future.cancel()
+            for entry in waiting:
+                if entry.future is not None:
+                    entry.future.cancel()
 
     def _submit(self, url: str) -> Future:
         if self._loop is None:
@@ -198,6 +212,25 @@ class Fetcher:
         asked = "" if answer is None else answer.headers.get("retry-after", "")
         wait = float(asked) if asked.isdecimal() else 0.5 * 2 ** (state.attempt_number - 1)
         return min(wait * random.uniform(1.0, 1.25), self.limits.longest_wait)
+
+
+def _next(
+    waiting: list[_Awaited[T]], same: Callable[[T], Hashable], clock: StageClock
+) -> _Awaited[T]:
+    """The first entry that is there, after some patience with those before it."""
+    while True:
+        first: dict[Hashable, _Awaited[T]] = {}  # of those that stay in their order
+        for entry in waiting:
+            if first.setdefault(same(entry.value), entry) is not entry:
+                continue
+            if not entry.there and not entry.late:
+                with clock.measure("fetch"):
+                    wait([entry.future], PATIENCE)
+                entry.late = not entry.there
+            if entry.there:
+                return entry
+        with clock.measure("fetch"):
+            wait([entry.future for entry in first.values()], return_when=FIRST_COMPLETED)
 
 
 def _worth_another_try(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,12 @@ def _address(entry: Entry) -> str | None:
     return image if is_address(image) else None
 
 
+def _same(entry: Entry) -> Hashable:
+    """Entries of one item are stored in their order, whichever picture is there first."""
+    name = entry.get("item_id") if isinstance(entry, Mapping) else getattr(entry, "item_id", None)
+    return name if isinstance(name, (str, int)) else id(entry)
+
+
 def ingest(
     entries: Iterable[Entry],
     encoder: Encoder,
@@ -51,7 +57,7 @@ def ingest(
     with IngestRun(collection.folder, progress, given.total) as run, Fetcher(limits) as fetcher:
         way = _Way(run, encoder, collection, replace, batch_size)
         read = run.clock.pulling("read", given)
-        fetched = fetcher.ahead(read, _address, run.clock)
+        fetched = fetcher.ahead(read, _address, run.clock, _same)
         way.store(encoder.ahead(way.prepare, fetched, batch_size))
         while way.held:
             way.store(way.take_held())

@@ -166,7 +166,8 @@ class Searcher(CatalogReader):
             batch_size: items encoded at once and stored in one transaction.
             progress: True for a progress bar, or a function that gets an `AddReport` after each
                 batch has reached the disk.
-            limits: for pictures behind addresses (http, https), which are fetched meanwhile.
+            limits: for pictures behind addresses (http, https), which are fetched meanwhile; one
+                that the others have to wait for is overtaken by them, and stored later.
 
         Raises:
             CatalogError: the disk is full or refuses; the batches before are kept.
