@@ -45,8 +45,18 @@ def whole_file(path: Path) -> Iterator[Path]:
             with open(part, "rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(part, target)
+            fsync_directory(target.parent)
         finally:
             part.unlink(missing_ok=True)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a rename inside a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:

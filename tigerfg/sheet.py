@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tigerfg.errors import InputError
+from tigerfg.files import whole_file, write_whole
 from tigerfg.images import ImageSource, load_image
 
 if TYPE_CHECKING:
@@ -109,7 +111,8 @@ def write_png(rows: Sequence[SheetRow], path: str | os.PathLike[str], title: str
             frame = (left - 3, top - 3, left + TILE + 2, top + 2 * TILE + 6)
             draw.rectangle(frame, outline=GREEN if right else GREY, width=4 if right else 1)
             _write_lines(draw, (left, top + 2 * TILE + 8), [_headline(rank, hit), *_describe(hit)])
-    sheet.save(path, format="PNG", optimize=True)
+    with whole_file(Path(path)) as part:
+        sheet.save(part, format="PNG", optimize=True)
 
 
 def write_html(rows: Sequence[SheetRow], path: str | os.PathLike[str], title: str = "") -> None:
@@ -141,8 +144,7 @@ def write_html(rows: Sequence[SheetRow], path: str | os.PathLike[str], title: st
             )
         body.append(f"<section>{''.join(tiles)}</section>")
     page = _PAGE.substitute(title=html.escape(title or "tigerfg"), body="\n".join(body))
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(page)
+    write_whole(Path(path), page)
 
 
 def item_price(item: Item) -> str:
@@ -178,20 +180,21 @@ def _verdict(row: SheetRow) -> str:
 
 
 def _query_picture(row: SheetRow) -> Image.Image:
-    return _scaled(load_image(row.query, row.box, target_size=TILE))
+    return scaled(load_image(row.query, row.box, target_size=TILE))
 
 
 def _item_picture(hit: Hit) -> Image.Image:
     try:
-        return _scaled(load_image(hit.item.image, target_size=TILE))
+        return scaled(load_image(hit.item.image, target_size=TILE))
     except InputError:
         blank = Image.new("RGB", (TILE, TILE), "#e8eaec")
         ImageDraw.Draw(blank).text((GAP, TILE // 2), "picture missing", fill=PALE, font=_font(13))
         return blank
 
 
-def _scaled(picture: Image.Image) -> Image.Image:
-    scale = TILE / max(picture.size)
+def scaled(picture: Image.Image, longest: int = TILE) -> Image.Image:
+    """The picture with a longer side of so many pixels."""
+    scale = longest / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     return picture.resize(size, Image.Resampling.LANCZOS)
 

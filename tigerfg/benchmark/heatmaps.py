@@ -19,7 +19,7 @@ from tigerfg.catalog import Item
 from tigerfg.errors import InputError
 from tigerfg.files import write_whole
 from tigerfg.images import load_image
-from tigerfg.sheet import GREEN, data_uri, heat_overlay
+from tigerfg.sheet import GREEN, data_uri, heat_overlay, scaled
 from tigerfg.text import item_text
 
 SIDE = 320  # of a picture in pixels, the longer one
@@ -92,7 +92,7 @@ def _figure(shown: Shown) -> str:
     picture = load_image(item.image)
     size, box = picture.size, item.target_box
     score = metrics.score_map(grid, box, size)
-    plain = _scaled(picture)
+    plain = scaled(picture, SIDE)
     scale = max(plain.size) / max(size)
     heat = Image.alpha_composite(plain.convert("RGBA"), heat_overlay(grid, plain.size))
     drawn = heat.convert("RGB")
@@ -116,12 +116,6 @@ def _figure(shown: Shown) -> str:
         f'<img src="{data_uri(drawn)}" alt="grounding map"><figcaption>{caption}</figcaption>'
         "</figure>"
     )
-
-
-def _scaled(picture: Image.Image) -> Image.Image:
-    scale = SIDE / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 _PAGE = Template("""<!doctype html>

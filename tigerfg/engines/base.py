@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -81,6 +82,35 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the engine; it cannot be used afterwards."""
         ...
+
+
+class TowerEngine(ABC):
+    """An `Engine` that computes a tower at a time; see there."""
+
+    _shapes: TowerShapes
+
+    def encode_queries(self, pixels: np.ndarray, patch_mask: np.ndarray) -> np.ndarray:
+        return self._run("query", {"pixels": pixels, "patch_mask": patch_mask})["embedding"]
+
+    def encode_items(
+        self,
+        pixels: np.ndarray,
+        patch_mask: np.ndarray,
+        token_ids: np.ndarray,
+        token_mask: np.ndarray,
+    ) -> ItemEncoding:
+        values = (pixels, patch_mask, token_ids, token_mask)
+        return ItemEncoding(**self._run("item", dict(zip(INPUTS["item"], values, strict=True))))
+
+    def _run(self, tower: str, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        checked = self._shapes.check(tower, feeds)
+        if not len(checked["pixels"]):
+            return self._shapes.empty(tower, checked)
+        return self._compute(tower, checked)
+
+    @abstractmethod
+    def _compute(self, tower: str, feeds: Arrays) -> Arrays:
+        """A tower's outputs for inputs that are checked, B is at least 1."""
 
 
 class Runner(Protocol):

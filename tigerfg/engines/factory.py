@@ -5,10 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
 
 from tigerfg.bundle import TOWERS
 from tigerfg.engines import select
@@ -16,8 +13,8 @@ from tigerfg.engines.base import (
     Arrays,
     Engine,
     EngineInfo,
-    ItemEncoding,
     Runner,
+    TowerEngine,
     TowerShapes,
     check_outputs,
 )
@@ -98,7 +95,7 @@ class Towers(Protocol):
         ...
 
 
-class BundleEngine:
+class BundleEngine(TowerEngine):
     """Both towers of a bundle, each loaded when it is first used."""
 
     def __init__(self, bundle: Bundle, towers: Towers, threads: int) -> None:
@@ -121,24 +118,6 @@ class BundleEngine:
         device = self._towers.device
         return EngineInfo(query.engine, query.precision, device, self._threads, detail)
 
-    def encode_queries(self, pixels: np.ndarray, patch_mask: np.ndarray) -> np.ndarray:
-        return self._run("query", {"pixels": pixels, "patch_mask": patch_mask})["embedding"]
-
-    def encode_items(
-        self,
-        pixels: np.ndarray,
-        patch_mask: np.ndarray,
-        token_ids: np.ndarray,
-        token_mask: np.ndarray,
-    ) -> ItemEncoding:
-        feeds = {
-            "pixels": pixels,
-            "patch_mask": patch_mask,
-            "token_ids": token_ids,
-            "token_mask": token_mask,
-        }
-        return ItemEncoding(**self._run("item", feeds))
-
     def close(self) -> None:
         with self._lock:
             self._closed = True
@@ -146,12 +125,9 @@ class BundleEngine:
                 runner.close()
             self._runners.clear()
 
-    def _run(self, tower: str, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        checked = self._shapes.check(tower, feeds)
-        if not len(checked["pixels"]):
-            return self._shapes.empty(tower, checked)
+    def _compute(self, tower: str, feeds: Arrays) -> Arrays:
         runner = self._runner(tower)
-        return check_outputs(runner.run(checked), runner)
+        return check_outputs(runner.run(feeds), runner)
 
     def _runner(self, tower: str) -> Runner:
         with self._opening[tower]:

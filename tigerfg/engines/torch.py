@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from tigerfg.engines.base import EngineInfo, ItemEncoding, TowerShapes, check_outputs
+from tigerfg.engines.base import Arrays, EngineInfo, TowerEngine, TowerShapes, check_outputs
 from tigerfg.engines.cpu import thread_count
 from tigerfg.errors import EngineError, MissingExtraError
 
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
     from tigerfg.model import TigerFG
 
 
-class TorchEngine:
+class TorchEngine(TowerEngine):
     """The reference model itself; needs the `train` extra.
 
     Args:
@@ -47,37 +45,12 @@ class TorchEngine:
         detail = f"torch {self._torch.__version__}"
         return EngineInfo("torch", "fp32", self._device, self._threads, detail)
 
-    def encode_queries(self, pixels: np.ndarray, patch_mask: np.ndarray) -> np.ndarray:
-        return self._run("query", {"pixels": pixels, "patch_mask": patch_mask})["embedding"]
-
-    def encode_items(
-        self,
-        pixels: np.ndarray,
-        patch_mask: np.ndarray,
-        token_ids: np.ndarray,
-        token_mask: np.ndarray,
-    ) -> ItemEncoding:
-        return ItemEncoding(
-            **self._run(
-                "item",
-                {
-                    "pixels": pixels,
-                    "patch_mask": patch_mask,
-                    "token_ids": token_ids,
-                    "token_mask": token_mask,
-                },
-            )
-        )
-
     def close(self) -> None:
         self._model = None
 
-    def _run(self, tower: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _compute(self, tower: str, feeds: Arrays) -> Arrays:
         if self._model is None:
             raise EngineError("the engine is closed")
-        feeds = self._shapes.check(tower, feeds)
-        if not len(feeds["pixels"]):
-            return self._shapes.empty(tower, feeds)
         with self._torch.inference_mode():
             tensors = [self._torch.from_numpy(value).to(self._device) for value in feeds.values()]
             if tower == "query":

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tigerfg.errors import CatalogError
+from tigerfg.files import fsync_directory
 from tigerfg.index.plan import IndexSettings
 
 FORMAT = 2
@@ -246,15 +247,6 @@ def explained(path: Path, action: str) -> Iterator[None]:
         raise CatalogError(
             f"cannot {action} in {path}: {f'{hint} ({reason})' if hint else reason}"
         ) from error
-
-
-def fsync_directory(path: Path) -> None:
-    """Make a rename inside a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_meta(path: Path, db: sqlite3.Connection) -> StoreMeta:

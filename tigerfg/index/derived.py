@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from tigerfg.errors import MissingExtraError
-from tigerfg.index.database import fsync_directory
+from tigerfg.files import fsync_directory
 from tigerfg.index.store import Store
 
 _TRAILER = struct.Struct("<8s16sQQQ")  # magic, catalogue, write number, two lengths

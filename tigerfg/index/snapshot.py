@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tigerfg.errors import CatalogError
-from tigerfg.index.database import STORE_FILE, explained, fsync_directory, open_database
+from tigerfg.files import fsync_directory
+from tigerfg.index.database import STORE_FILE, explained, open_database
 from tigerfg.index.keeper import FILES
 from tigerfg.index.vectors import copy_vectors
 

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from tigerfg.index.database import fsync_directory
+from tigerfg.files import fsync_directory
 from tigerfg.index.derived import NewerError
 from tigerfg.index.store import Store
 

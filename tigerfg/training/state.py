@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tigerfg.errors import InputError
+from tigerfg.files import whole_file
 from tigerfg.training.optimizer import Optimizer
 from tigerfg.training.stages import Trainee
 from tigerfg.training.teacher import Teacher
@@ -56,12 +56,9 @@ def save_state(
             tensors[f"optimizer.{key}.{name}"] = value
     if teacher is not None:
         tensors |= {f"teacher.{name}": value for name, value in teacher.state().items()}
-    staged = file.with_name(f".{file.name}.new")
     metadata = {"progress": json.dumps(asdict(progress))}
-    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, staged, metadata)
-    with open(staged, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(staged, file)
+    with whole_file(file) as part:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, part, metadata)
 
 
 def load_progress(file: Path) -> Progress:
