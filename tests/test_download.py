@@ -223,6 +223,7 @@ def test_a_catalogue_of_addresses(server: Server, tmp_path: Path) -> None:
         reasons = {reject.item_id: reject.reason for reject in report.rejected}
         assert reasons.keys() == {"404", "text"}
         assert "HTTP 404" in reasons["404"]
+        assert reasons["text"].startswith(f"{server.address('/text')}: <image of ")
         [hit] = searcher.search(tmp_path / "7.png", k=1)
         assert hit.item_id == "u7"
         assert hit.item.image == server.address("/ok/7")

@@ -87,7 +87,8 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the checkpoint's weights and configuration, as hex: the model's identity."""
+        """SHA-256 of the checkpoint's weights, configuration and tokenizer, as hex: the model's
+        identity."""
         return self.manifest["fingerprint"]
 
     @property

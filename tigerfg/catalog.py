@@ -94,7 +94,7 @@ def read_changes(path: str | os.PathLike) -> Iterator[dict[str, Any] | Rejected]
     pictures are resolved as `read_items` does, so that a file of whole items can be given.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: the file cannot be read; with the first record.
     """
     file = Path(path)
     if file.is_dir():

@@ -187,7 +187,11 @@ def open_source(source: str | os.PathLike | bytes, name: str) -> BinaryIO:
             raise InputError(f"{name}: the file is empty (0 bytes)")
         return open(source, "rb")
     except FileNotFoundError as error:
-        hint = ": addresses are not fetched, download the image first" if "://" in name else ""
+        hint = (
+            ": of addresses only http:// and https:// ones are fetched, as items are added"
+            if "://" in name
+            else ""
+        )
         raise InputError(f"{name}: no such file{hint}") from error
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):

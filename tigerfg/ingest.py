@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -123,7 +124,9 @@ class _Way:
         for prepared, encoded in batch:
             item_id = prepared.item.item_id
             if isinstance(encoded, InputError):
-                self.run.reject(Rejected(item_id, str(encoded)))
+                address = json.loads(prepared.document)["image"]
+                where = f"{address}: " if is_address(address) else ""
+                self.run.reject(Rejected(item_id, f"{where}{encoded}"))
             else:
                 records.append(Record(item_id, prepared.content_hash, prepared.document, *encoded))
         return records

@@ -77,6 +77,8 @@ class CatalogReader:
         if one or _is_picture(images):
             raise InputError("search_batch takes a list of images; use search for a single one")
         images = list(images)
+        if boxes is not None and not isinstance(boxes, Iterable):
+            raise InputError("boxes: give a list with one box, or None, an image")
         boxes = [None] * len(images) if boxes is None else list(boxes)
         if len(boxes) != len(images):
             raise InputError(f"{len(boxes)} boxes for {len(images)} images: give one box an image")

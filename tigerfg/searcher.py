@@ -14,7 +14,7 @@ import numpy as np
 from tigerfg.bundle import DEFAULT_MODEL, Bundle
 from tigerfg.catalog_model import Model, as_bundle, open_with_model, recorded_name
 from tigerfg.download import FetchLimits
-from tigerfg.errors import CatalogError
+from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.collection import Collection
 from tigerfg.index.gpu import GpuSettings
 from tigerfg.index.keeper import IndexStats
@@ -248,7 +248,13 @@ class Searcher(CatalogReader):
             )
 
     def delete(self, item_ids: str | Iterable[str]) -> int:
-        """Delete items in one transaction; returns how many. Unknown ids are logged and passed."""
+        """Delete items in one transaction; returns how many. Unknown ids are logged and passed.
+
+        Raises:
+            InputError: an id is no string, or ``item_ids`` no iterable of them.
+        """
+        if not isinstance(item_ids, Iterable):
+            raise InputError(f"item_ids is of type {type(item_ids).__name__}: give ids")
         wanted = {item_ids} if isinstance(item_ids, str) else set(item_ids)
         deleted = self._collection.delete(wanted)
         if deleted < len(wanted):

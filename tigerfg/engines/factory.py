@@ -57,6 +57,8 @@ def open_engine(
 
     Raises:
         EngineError: unknown names, a combination that cannot run, a file that cannot be loaded.
+        BundleError: no such bundle, or a damaged one; of a checkpoint InputError.
+        InputError: threads is no number above 0.
         MissingExtraError: the engine's package is not installed.
     """
     if engine not in (*ENGINES, "auto"):
