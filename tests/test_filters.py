@@ -15,7 +15,7 @@ from tigerfg.errors import InputError
 from tigerfg.index.filters import matching
 from tigerfg.index.store import Store
 from tigerfg.index.stored import Record
-from tigerfg.index.where import parse_filter
+from tigerfg.index.where import filter_fields, parse_filter
 
 KEYS = [
     "color",
@@ -245,3 +245,14 @@ def test_numpy_scalars_count_as_numbers():
     for number, plain in ((np.float32(2), 2.0), (np.int64(2), 2), (np.True_, 1)):
         [(_, _, operand)] = parse_filter({"n": number}).parts
         assert (type(operand), operand) == (type(plain), plain)
+
+
+def test_a_list_as_long_as_an_embedding_is_kept_but_not_filtered_on(caplog):
+    documents = [
+        {"item_id": "long", "clip": [0.5] * 100 + list(range(300)), "price": 1},
+        {"item_id": "short", "clip": list(range(256)), "price": 1},
+    ]
+    assert filter_fields(documents[0]) == {"item_id": ["long"], "price": [1]}
+    assert len(filter_fields(documents[1])["clip"]) == 256
+    filter_fields(documents[0])
+    assert caplog.text.count("field 'clip' holds lists of more than 256 values") == 1

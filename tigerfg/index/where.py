@@ -11,7 +11,8 @@ their name; of equal names the first in this order counts. The rules:
 - A field has one value (text, number, true/false) or several (a list): a condition holds when it
   holds for any of them. A missing field, null, an empty list and an empty title or category have
   none; only ``$ne``, ``$nin`` and ``{"$exists": False}`` match them. Objects inside objects cannot
-  be filtered on, nor can fields whose name starts with ``$``.
+  be filtered on, nor can fields whose name starts with ``$``, nor lists of more than 256 values,
+  such as the embedding of another model: the log says so once, and they count as missing.
 - Text compares with text (by code point, case counts), numbers with numbers; true and false are the
   numbers 1 and 0. Stored text that is a plain decimal number ("70", "9.90") also counts as that
   number, so that catalogues from CSV can be filtered by price.
@@ -22,8 +23,10 @@ an expression of Milvus.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from tigerfg.errors import InputError
@@ -34,6 +37,9 @@ COMPARISONS = ("$gt", "$gte", "$lt", "$lte")
 _OPERATORS = ("$eq", "$ne", *COMPARISONS, "$in", "$nin", "$exists")
 _DECIMAL = re.compile(r"-?[0-9]{1,300}(\.[0-9]{1,300})?", re.ASCII)
 _MAX_DEPTH = 32
+MOST_VALUES = 256  # of a list that can be filtered on: each is a row of an index
+
+logger = logging.getLogger("tigerfg")
 
 
 class Condition(NamedTuple):
@@ -63,10 +69,23 @@ def filter_fields(document: Mapping[str, Any]) -> dict[str, list[Scalar]]:
     merged = {**extra, **(document.get("attributes") or {}), **own}
     fields: dict[str, list[Scalar]] = {}
     for key, value in merged.items():
+        if isinstance(value, list) and len(value) > MOST_VALUES:
+            _tell_unseen(key)
+            continue
         values = list(dict.fromkeys(_stored_values(value)))
         if values:
             fields[key] = values
     return fields
+
+
+@lru_cache(maxsize=1000)
+def _tell_unseen(name: str) -> None:
+    """Once a field."""
+    logger.warning(
+        "field %r holds lists of more than %d values: kept, but no filter sees them",
+        name,
+        MOST_VALUES,
+    )
 
 
 def parse_filter(where: Mapping[str, Any]) -> Group:
