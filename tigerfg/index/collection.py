@@ -283,7 +283,8 @@ class Collection:
             build = build and not self._keeper.building_here
             if build:
                 self._keeper.wait()
-            if self._keeper.unsaved or (self._changed and self._keeper.stale):
+            stale = build and self._changed and self._keeper.stale
+            if not self._closed and (self._keeper.unsaved or stale):  # by another thread meanwhile
                 self._write_index(build)
         except Exception as error:
             logger.warning("%s closed without an index file: %s", self.path, error)

@@ -38,6 +38,7 @@ WORN = 0.05  # share of a reader's rows in its own memory or removed: it looks f
 MOST_SAVING = 600.0  # seconds that the end of the process waits for an index file
 
 _KEEPERS: weakref.WeakSet[IndexKeeper] = weakref.WeakSet()
+_ENDING = threading.Event()
 
 logger = logging.getLogger("tigerfg")
 
@@ -259,7 +260,7 @@ class IndexKeeper:
         if self._index is None:
             return
         with self._saving:
-            saved = self._index.save()
+            saved = not _ENDING.is_set() and self._index.save()
         own = ivf.INDEX_FILE if isinstance(self._index, IvfIndex) else flat.INDEX_FILE
         if saved:
             for name in set(FILES) - {own}:
@@ -319,8 +320,10 @@ class IndexKeeper:
 @atexit.register
 def _hold_saves() -> None:
     """faiss writes through a function of Python's, which must not be called while that ends."""
+    _ENDING.set()
     for keeper in list(_KEEPERS):
-        keeper._saving.acquire(timeout=MOST_SAVING)
+        if keeper._saving.acquire(timeout=MOST_SAVING):
+            keeper._saving.release()
 
 
 def _identity(file: Path) -> tuple[int, ...] | None:
