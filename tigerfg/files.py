@@ -45,7 +45,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             with open(part, "rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(part, target)
-            fsync_directory(target.parent)
+            with contextlib.suppress(OSError):  # it is there; some file systems have no such thing
+                fsync_directory(target.parent)
         finally:
             part.unlink(missing_ok=True)
 

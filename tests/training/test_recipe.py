@@ -13,7 +13,7 @@ import tiny_run
 from safetensors.torch import save_file
 from tiny_run import MODEL, STAGES, config
 
-from tigerfg.benchmark.suite import Manifest
+from tigerfg.benchmark.suite import Manifest, Settings
 from tigerfg.errors import InputError
 from tigerfg.training import loop
 from tigerfg.training.config import LossWeights, TrainConfig
@@ -50,6 +50,11 @@ SAME: dict[str, Any] = {
 }
 
 
+def suite_manifest(sha256: str) -> Manifest:
+    shard = {"name": "0", "rows": 64, "bytes": 9, "sha256": sha256}
+    return Manifest(Settings(64, 0).to_dict(), {}, 3, shards=[shard])
+
+
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with there/shop of two photos and there/suite."""
@@ -61,9 +66,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (shop / "queries.jsonl").write_text('{"query_id": "q", "image": "q.png"}\n')
     for name in "abq":
         (shop / f"{name}.png").write_bytes(name.encode())
-    manifest = Manifest({}, {}, 3, shards=[{"name": "0", "sha256": "ab"}])
     (tmp_path / "there" / "suite").mkdir()
-    manifest.save(tmp_path / "there" / "suite")
+    suite_manifest("ab").save(tmp_path / "there" / "suite")
     return tmp_path
 
 
@@ -102,8 +106,7 @@ def test_data_that_changed_since_are_refused(
 ) -> None:
     saved = recipe_of(_with("there"))
     if text is None:
-        shards = [{"name": "0", "sha256": "cd"}]
-        Manifest({}, {}, 3, shards=shards).save(data / "there" / "suite")
+        suite_manifest("cd").save(data / "there" / "suite")
     else:
         (data / "there" / file).write_text(text)
     with pytest.raises(InputError, match=f"resume: {field} is .* with data .*, and was "):
