@@ -100,9 +100,8 @@ def _changed(stored: dict[str, Any], change: Change, encoded: bytes) -> str:
     merged = {**stored, **change, "image": image}
     if isinstance(given, (str, os.PathLike)):
         same = stored_path(given) == image
-    else:  # the picture itself; with another text it is refused below
-        whole = Item.from_dict({**stored, "image": given})
-        same = given is None or content_hash(whole) == encoded
+    else:  # none, or the picture itself; with another text it is refused below
+        same = given is None or content_hash(Item.from_dict({**stored, "image": given})) == encoded
     if not same:
         raise InputError(f"{name}: image is another one: upsert the whole item")
     kept = {key: value for key, value in merged.items() if value is not None or key not in change}

@@ -45,7 +45,7 @@ class FlatIndex:
         return self._index.ntotal
 
     def sync(self) -> None:
-        """Catch up with the store; interrupted, it goes on where it was at the next call."""
+        """Catch up with the store; `IndexKeeper` drops an index that was interrupted in this."""
         number = self._store.number
         if number == self._number:
             return

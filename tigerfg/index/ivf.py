@@ -112,7 +112,7 @@ class IvfIndex:
         self.rows.sweep()
 
     def sync(self) -> None:
-        """Catch up with the store; interrupted, it goes on where it was at the next call."""
+        """Catch up with the store; `IndexKeeper` drops an index that was interrupted in this."""
         self.rows.sync()
         number = self._store.number
         if number == self._number:
