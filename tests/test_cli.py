@@ -590,6 +590,35 @@ def test_snapshot_and_verify(shop: Path) -> None:
     assert "1 problem" in result.stdout
 
 
+def test_items_and_delete(shop: Path) -> None:
+    assert run("index", "--items", "items.jsonl").exit_code == 0
+    where = ("--where", '{"price": {"$lt": 3}}')
+    listed = run("items", *where)
+    assert listed.exit_code == 0, listed.output
+    (shop / "listed.jsonl").write_text(listed.stdout)
+    found = [json.loads(line)["item_id"] for line in listed.stdout.splitlines()]
+    assert found == ["i0", "i1", "i2"]
+    assert len(run("items").stdout.splitlines()) == 8
+    assert run("items", *where, "--count").stdout == "3\n"
+    result = run("delete", "i7", "i0", "none")
+    assert result.stdout == "2 items deleted; catalog holds 6 items\n"
+    result = run("delete", *where)
+    assert result.stdout == "2 items deleted; catalog holds 4 items\n"
+    (shop / "ids.txt").write_text("i3\n\ni4\n")
+    result = run("delete", "--ids", "ids.txt")
+    assert result.stdout == "2 items deleted; catalog holds 2 items\n"
+    (shop / "ids.txt").write_text("")  # an empty file of ids deletes nothing
+    result = run("delete", "--ids", "ids.txt")
+    assert result.stdout == "0 items deleted; catalog holds 2 items\n"
+    assert "give ids or a filter" in run("delete").stderr
+    assert run("delete", "i5", *where).exit_code == 2
+    assert_one_line(run("delete", "--where", "{}"), 1, "where is empty")
+    assert_one_line(run("items", "--where", '{"$nor": []}'), 1, "unknown operator")
+    assert run("items", "--count").stdout == "2\n"
+    assert run("index", "--items", "listed.jsonl").exit_code == 0  # they are read back
+    assert run("items", "--count").stdout == "5\n"
+
+
 def test_stats(shop: Path) -> None:
     assert run("index", "--items", "items.jsonl", "--index", "IVF1,RaBitQ").exit_code == 0
     result = run("stats")

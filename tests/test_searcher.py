@@ -389,7 +389,7 @@ def test_k_and_empty_catalogue(searcher):
         (lambda s: s.add({"item_id": "a", "image": "a.jpg"}), "iterable"),
         (lambda s: s.add([], batch_size=0), "batch_size"),
         (lambda s: s.get("\ud800"), "Unicode"),
-        (lambda s: s.delete(None), "item_ids is of type NoneType"),
+        (lambda s: s.delete(None), "give one of them"),
         (lambda s: s.search_batch([picture(1)], boxes=3), "boxes: give a list"),
     ],
 )

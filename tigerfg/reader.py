@@ -14,6 +14,7 @@ from tigerfg.errors import InputError
 from tigerfg.images import ImageSource
 from tigerfg.index.collection import Collection, check_search
 from tigerfg.index.keeper import IndexStats
+from tigerfg.index.where import parse_filter
 from tigerfg.lazy_encoder import LazyEncoder
 from tigerfg.query_sample import unit_vectors
 from tigerfg.records import Item
@@ -112,6 +113,25 @@ class CatalogReader:
         document = self._collection.document(item_id)
         return None if document is None else Item.from_dict(document)
 
+    def count(self, where: Where | None = None) -> int:
+        """How many items are stored, or match a filter (see `tigerfg.index.where`)."""
+        if where is None:
+            return len(self)
+        parse_filter(where)
+        return self._collection.count(where)
+
+    def items(self, where: Where | None = None) -> Iterator[Item]:
+        """The items in the order in which they were stored; of those alone that match a filter.
+
+        Without a filter an item that is replaced meanwhile comes again: make a list of them before
+        an `upsert` of all. With one, those come that matched at the first, but for what is removed
+        or replaced before its turn.
+        """
+        if where is not None:
+            parse_filter(where)
+        self._collection.require_open()
+        return map(Item.from_dict, self._collection.documents(where))
+
     def __contains__(self, item_id: object) -> bool:
         return isinstance(item_id, str) and self.get(item_id) is not None
 
@@ -122,9 +142,7 @@ class CatalogReader:
         return True
 
     def __iter__(self) -> Iterator[Item]:
-        """The items in the order in which they were stored; one that is replaced meanwhile comes
-        again, so make a list of them before an `upsert` of all."""
-        return map(Item.from_dict, self._collection.documents())
+        return self.items()
 
     @property
     def info(self) -> SearcherInfo:

@@ -21,6 +21,7 @@ from tigerfg.index.keeper import IndexStats
 from tigerfg.index.places import Place, create_collection, holds_catalog
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.snapshot import copy_catalog
+from tigerfg.index.where import parse_filter
 from tigerfg.ingest import ingest
 from tigerfg.ingest_run import OnProgress
 from tigerfg.lazy_encoder import LazyEncoder
@@ -247,12 +248,30 @@ class Searcher(CatalogReader):
                 progress=progress,
             )
 
-    def delete(self, item_ids: str | Iterable[str]) -> int:
-        """Delete items in one transaction; returns how many. Unknown ids are logged and passed.
+    def delete(
+        self, item_ids: str | Iterable[str] | None = None, where: Mapping[str, Any] | None = None
+    ) -> int:
+        """Delete items in one transaction; returns how many.
+
+        Args:
+            item_ids: one id or many; unknown ones are logged and passed.
+            where: in place of ids: a filter (see `tigerfg.index.where`) that all of them match. In
+                Milvus they are found first, and then deleted.
 
         Raises:
-            InputError: an id is no string, or ``item_ids`` no iterable of them.
+            InputError: an id is no string, ``item_ids`` no iterable of them, the filter cannot be
+                used or is empty, which every item would match, or not one of both was given.
         """
+        if (item_ids is None) == (where is None):
+            raise InputError("delete takes item_ids or where: give one of them")
+        if where is not None:
+            parse_filter(where)
+            if not where:
+                raise InputError(
+                    "where is empty, which every item matches: to delete all of them give "
+                    '{"item_id": {"$exists": True}}'
+                )
+            return self._collection.delete_matching(where)
         if not isinstance(item_ids, Iterable):
             raise InputError(f"item_ids is of type {type(item_ids).__name__}: give ids")
         wanted = {item_ids} if isinstance(item_ids, str) else set(item_ids)

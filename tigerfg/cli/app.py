@@ -18,6 +18,8 @@ COMMANDS = {
     "index": "tigerfg.cli.index",
     "search": "tigerfg.cli.search",
     "update": "tigerfg.cli.update",
+    "delete": "tigerfg.cli.delete",
+    "items": "tigerfg.cli.items",
     "encode": "tigerfg.cli.encode",
     "load": "tigerfg.cli.load",
     "stats": "tigerfg.cli.stats",

@@ -31,6 +31,10 @@ Engine = Annotated[
 Precision = Annotated[
     str, typer.Option("--precision", help="auto, or what the bundle has: fp32, int8, fp16, ...")
 ]
+Where = Annotated[
+    str | None,
+    typer.Option("--where", help='JSON object that items must match: {"price": {"$lt": 50}}.'),
+]
 RequireGpu = Annotated[
     bool, typer.Option("--require-gpu", help="Fail where the vector search has no GPU.")
 ]

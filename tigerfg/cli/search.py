@@ -24,9 +24,7 @@ def command(
         str | None, typer.Option("--box", help="Search only this part: x0,y0,x1,y1 in pixels.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
-    where: Annotated[
-        str | None, typer.Option("--where", help="JSON object that items must match.")
-    ] = None,
+    where: options.Where = None,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a contact sheet with heat maps here.")
     ] = None,

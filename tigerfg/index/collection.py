@@ -20,7 +20,7 @@ from tigerfg.index.keeper import IndexKeeper, IndexStats, check_files
 from tigerfg.index.plan import AUTO, FLAT, IndexSettings
 from tigerfg.index.selected import SelectedIds
 from tigerfg.index.store import Store
-from tigerfg.index.stored import Known, Record, Sampled
+from tigerfg.index.stored import Known, Record, Sampled, in_chunks
 from tigerfg.index.where import parse_filter
 from tigerfg.settings import whole_number
 
@@ -159,6 +159,15 @@ class Collection:
             self._keeper.maintain()
             return deleted
 
+    def delete_matching(self, where: Mapping[str, Any]) -> int:
+        """Remove the items that match a filter, in one transaction; returns how many."""
+        term = parse_filter(where)
+        with self._exclusive() as store:
+            deleted = store.delete_matching(term)
+            self._changed = True
+            self._keeper.maintain()
+            return deleted
+
     def objection(self, document: str) -> str | None:
         """Why an item of this JSON form cannot be stored here, or None: anything can."""
         return None
@@ -173,8 +182,25 @@ class Collection:
         with self._exclusive() as store:
             return store.document(item_id)
 
-    def documents(self) -> Iterator[dict[str, Any]]:
-        """All items' JSON forms in the order of storing; writes may go on meanwhile."""
+    def count(self, where: Mapping[str, Any]) -> int:
+        """How many items match a filter."""
+        with self._exclusive() as store, store.snapshot():
+            return len(self._selected.of(store, where))
+
+    def documents(self, where: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """Items' JSON forms in the order of storing; writes may go on meanwhile.
+
+        With a filter: of those that match it at the first one, without those that are removed or
+        replaced before their turn.
+        """
+        if where is not None:
+            with self._exclusive() as store, store.snapshot():
+                ids = self._selected.of(store, where)
+            for chunk in in_chunks(ids):
+                with self._exclusive() as store:
+                    documents = store.documents_of(chunk.tolist())
+                yield from documents
+            return
         last = 0
         while True:
             with self._exclusive() as store:

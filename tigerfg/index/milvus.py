@@ -172,6 +172,13 @@ class MilvusCollection:
         self._table.delete(there)
         return len(there)
 
+    def delete_matching(self, where: Mapping[str, Any]) -> int:
+        """Remove the items that match a filter now; returns how many."""
+        self.require_writer("delete items")
+        keys = [key for _, key in self._table.numbers(compile_filter(where))]
+        self._table.delete(keys)
+        return len(keys)
+
     def known(self, item_ids: Iterable[str]) -> dict[str, Known]:
         """The stored ones of these items, by item id."""
         keys = {key_of(item_id): item_id for item_id in item_ids}
@@ -186,9 +193,15 @@ class MilvusCollection:
         rows = self._table.rows([key_of(item_id)], ["document"])
         return json.loads(rows[0]["document"]) if rows else None
 
-    def documents(self) -> Iterator[dict[str, Any]]:
-        """All items' JSON forms in the order of storing; writes may go on meanwhile."""
-        keys = [key for _, key in sorted(self._table.numbers())]
+    def count(self, where: Mapping[str, Any]) -> int:
+        """How many items match a filter."""
+        return self._table.count(compile_filter(where))
+
+    def documents(self, where: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """See `Collection.documents`; without a filter as well, of those that are there at the
+        first one."""
+        expression = compile_filter(where) if where else ""
+        keys = [key for _, key in sorted(self._table.numbers(expression))]
         for start in range(0, len(keys), READ):
             rows = self._table.rows(keys[start : start + READ], ["number", "document"])
             rows.sort(key=lambda row: row["number"])

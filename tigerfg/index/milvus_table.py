@@ -106,14 +106,15 @@ class MilvusTable:
                 )
         return found
 
-    def numbers(self) -> Iterator[tuple[int, str]]:
-        """(number, key) of all rows; Milvus gives them in the order of their keys."""
+    def numbers(self, expression: str = "") -> Iterator[tuple[int, str]]:
+        """(number, key) of all rows that match; Milvus gives them in the order of their keys."""
         last = ""
+        matching = f" and ({expression})" if expression else ""
         while True:
             with self._server("read items") as client:
                 rows = client.query(
                     self._name,
-                    filter=f'key > "{last}"',
+                    filter=f'key > "{last}"{matching}',
                     output_fields=["key", "number"],
                     limit=MOST_RESULTS,
                     consistency_level=_STRONG,

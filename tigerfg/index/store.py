@@ -33,7 +33,8 @@ from tigerfg.index.database import (
 from tigerfg.index.filters import field_rows
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.store_reader import QUERIES, StoreReader
-from tigerfg.index.stored import Record
+from tigerfg.index.stored import Record, in_chunks
+from tigerfg.index.where import Group
 
 _INSERT_FIELD = "INSERT INTO fields VALUES (?, ?, ?)"
 _DELETE_FIELD = "DELETE FROM fields WHERE key = ? AND value = ? AND id = ?"
@@ -121,7 +122,9 @@ class Store(StoreReader):
             How many stored items were replaced.
         """
         with self._writing("store items"):
-            replaced = self._remove([record.item_id for record in records]) if replace else 0
+            replaced = 0
+            if replace:
+                replaced = self._remove(self._by_item_id(record.item_id for record in records))
             first = self._advance(len(records)) + 1
             numbered = list(enumerate(records, first))
             self._db.executemany(
@@ -166,8 +169,15 @@ class Store(StoreReader):
 
     def delete(self, item_ids: Iterable[str]) -> int:
         """Remove items in one transaction; returns how many there were, unknown ids are passed."""
+        wanted = list(item_ids)
         with self._writing("delete items"):
-            return self._remove(item_ids)
+            return sum(self._remove(self._by_item_id(chunk)) for chunk in in_chunks(wanted))
+
+    def delete_matching(self, term: Group) -> int:
+        """As `delete`, of the items that match a filter of `parse_filter`."""
+        with self._writing("delete items"):
+            found = self.select(term).tolist()
+            return sum(self._remove(self._by_id(chunk)) for chunk in in_chunks(found))
 
     def keep_queries(self, vectors: np.ndarray) -> None:
         """Keep sample queries (Q, E) for tuning, in place of those before; none: forget them."""
@@ -183,8 +193,8 @@ class Store(StoreReader):
         if self._unlock is not None:
             self._unlock()
 
-    def _remove(self, item_ids: Iterable[str]) -> int:
-        found = self._by_item_id(item_ids)
+    def _remove(self, found: Sequence[tuple[int, str, str]]) -> int:
+        """Items by id, item_id and document; returns how many."""
         ids = [(number,) for number, _, _ in found]
         self._db.executemany("DELETE FROM items WHERE id = ?", ids)
         self._db.executemany("DELETE FROM encodings WHERE id = ?", ids)

@@ -63,6 +63,10 @@ class StoreReader:
             ).fetchall()
         return (rows[-1][0] if rows else number), [self._parsed(*row) for row in rows]
 
+    def documents_of(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Items' JSON forms by internal id, in the order of storing; ids not there are passed."""
+        return [self._parsed(number, document) for number, _, document in self._by_id(ids)]
+
     def rows(self, ids: Sequence[int]) -> dict[int, Row]:
         """Items and grounding maps by internal id, of items that are stored."""
         found = {}
@@ -195,6 +199,14 @@ class StoreReader:
                     chunk,
                 ).fetchall()
         return found
+
+    def _by_id(self, ids: Sequence[int]) -> list[tuple[int, str, str]]:
+        """As `_by_item_id` for at most `CHUNK` internal ids, ascending."""
+        with self._reading("look up items"):
+            return self._db.execute(
+                f"SELECT id, item_id, document FROM items WHERE id IN ({_marks(ids)}) ORDER BY id",
+                ids,
+            ).fetchall()
 
     def _numbers(self, sql: str, parameters: Sequence[Scalar] = ()) -> np.ndarray:
         """The column `id` of a query, int64, in any order.

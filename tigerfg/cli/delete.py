@@ -1,0 +1,48 @@
+"""``tigerfg delete``: take items out of a catalogue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tigerfg.cli import options
+from tigerfg.cli.console import plural, shown_path
+
+
+def command(
+    item_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ITEM_ID]...", help="Items to delete.")
+    ] = None,
+    catalog: options.Catalog = "catalog",
+    ids: Annotated[
+        Path | None,
+        typer.Option("--ids", exists=True, dir_okay=False, help="A file of ids, one a line."),
+    ] = None,
+    where: options.Where = None,
+    model: options.MovedModel = None,
+) -> None:
+    """Delete items by their ids, or all that match a filter; unknown ids are passed.
+
+    All of them at once or, where that fails, none. `tigerfg items --where ... --count` tells before
+    how many match.
+    """
+    condition = options.parse_where(where)
+    wanted = list(item_ids or [])
+    if ids is not None:
+        lines = ids.read_text(encoding="utf-8-sig").splitlines()
+        wanted += [line for line in lines if line]
+    if bool(wanted or ids) == (condition is not None):
+        raise typer.BadParameter(
+            "give ids or a filter, not both", param_hint="ITEM_ID, --ids or --where"
+        )
+
+    from tigerfg.searcher import Searcher
+
+    with Searcher.open(catalog, model) as searcher:
+        deleted = searcher.delete(wanted if condition is None else None, where=condition)
+        held = len(searcher)
+    typer.echo(
+        f"{plural(deleted, 'item')} deleted; {shown_path(catalog)} holds {plural(held, 'item')}"
+    )
