@@ -181,7 +181,7 @@ def ours(vectors: np.ndarray, out: Path, factory: str) -> Contender:
     with store.snapshot():
         index = IvfIndex.open(store)
         if index is None or not made_by(factory, index.notes["factory"]):
-            index = build(store, factory, 0.95)
+            index = build(store, factory, IndexSettings(factory, 0.95))
             index.save()
     seconds = sum(index.notes["seconds"].values())
     size = (folder / INDEX_FILE).stat().st_size + ROW_BYTES * len(vectors)

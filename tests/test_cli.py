@@ -625,19 +625,25 @@ def test_stats(shop: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "8 items" in result.stdout
     assert "index flat (asked for: IVF1,RaBitQ): exact" in result.stdout
-    result = run("stats", "--build")
+    result = run("optimize")
     assert result.exit_code == 0, result.output
     assert "index IVF1,RaBitQ (asked for: IVF1,RaBitQ): recall@10" in result.stdout
+    assert result.stdout in run("stats").stdout
     facts = json.loads(run("stats", "--json").stdout)
     assert facts["kind"] == facts["index"] == "IVF1,RaBitQ"
     assert (facts["items"], facts["nprobe"], len(facts["curve"]) > 0) == (8, 1, True)
-    assert run("stats", "--queries", "queries.jsonl").exit_code == 2
-    result = run("stats", "--build", "--queries", "queries.jsonl")
+    result = run("optimize", "--queries", "queries.jsonl")
     assert "measured when it was built with 8 sample queries" in " ".join(result.stdout.split())
     Path("none.jsonl").write_text("")
-    assert_one_line(run("stats", "--build", "--queries", "none.jsonl"), 1, "none.jsonl holds none")
-    result = run("stats", "--build")  # they are kept
+    assert_one_line(run("optimize", "--queries", "none.jsonl"), 1, "none.jsonl holds none")
+    result = run("optimize", "--target-recall", 0.99, "--memory-budget", 10**9)  # they are kept
     assert "with 8 sample queries" in " ".join(result.stdout.split())
+    facts = json.loads(run("stats", "--json").stdout)
+    assert (facts["target_recall"], facts["memory_budget"]) == (0.99, 10**9)
+    result = run("optimize", "--index", "auto", "--memory-budget", 0)
+    assert result.stdout == "index flat (asked for: auto): exact\n"
+    assert json.loads(run("stats", "--json").stdout)["memory_budget"] is None
+    assert_one_line(run("optimize", "--index", "HNSW32"), 1, "is no IVF index")
     assert_one_line(
         run("index", "--items", "items.jsonl", "--catalog", "new", "--index", ""), 1, "index ''"
     )

@@ -134,7 +134,7 @@ def test_results_are_those_of_exact_search(store, make, replicate):
         assert check(index, exact, k=1) >= LEAST
         by_items = index.nprobe
     centres = vectors_of(3000)[:60].reshape(2, 30, DIM).sum(axis=0)  # between two clusters
-    store.keep_queries(centres / np.linalg.norm(centres, axis=1, keepdims=True))
+    store.keep(centres / np.linalg.norm(centres, axis=1, keepdims=True), None)
     with store.snapshot():
         by_queries = GpuIndex(make(), store, exact, 0.95, replicate)
         assert by_queries.recall >= 0.95

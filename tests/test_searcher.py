@@ -226,7 +226,7 @@ def test_a_catalogue_keeps_its_index_settings_and_says_so(tmp_path, caplog):
         with Searcher.create(tmp_path / "cat", FakeBundle(), **options, **given) as searcher:
             assert searcher.info.target_recall == 0.9
         assert len(caplog.messages) == told
-    assert "keeps the index that it was created with" in caplog.text
+    assert "keeps its index settings" in caplog.text
     with pytest.raises(InputError, match=r"memory_budget 1\.5 must be a whole number, at least 1"):
         Searcher.create(tmp_path / "cat", FakeBundle(), memory_budget=1.5, **options)
 

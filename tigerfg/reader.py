@@ -13,7 +13,7 @@ import numpy as np
 from tigerfg.errors import InputError
 from tigerfg.images import ImageSource
 from tigerfg.index.collection import Collection, check_search
-from tigerfg.index.keeper import IndexStats
+from tigerfg.index.index_stats import IndexStats
 from tigerfg.index.where import parse_filter
 from tigerfg.lazy_encoder import LazyEncoder
 from tigerfg.query_sample import unit_vectors

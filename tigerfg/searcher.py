@@ -17,7 +17,7 @@ from tigerfg.download import FetchLimits
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.collection import Collection
 from tigerfg.index.gpu import GpuSettings
-from tigerfg.index.keeper import IndexStats
+from tigerfg.index.index_stats import IndexStats
 from tigerfg.index.places import Place, create_collection, holds_catalog
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.snapshot import copy_catalog
@@ -108,7 +108,7 @@ class Searcher(CatalogReader):
             )
             kept = searcher._collection.meta.settings
             if settings not in (kept, IndexSettings()):
-                logger.warning("%s keeps the index that it was created with: %s", path, kept)
+                logger.warning("%s keeps its index settings, optimize changes them: %s", path, kept)
             return searcher
         model = DEFAULT_MODEL if model is None else model
         bundle = as_bundle(model)
@@ -290,28 +290,39 @@ class Searcher(CatalogReader):
         self._collection.flush()
 
     def optimize(
-        self, queries: Iterable[Query | Mapping[str, Any] | Rejected] | np.ndarray | None = None
+        self,
+        queries: Iterable[Query | Mapping[str, Any] | Rejected] | np.ndarray | None = None,
+        *,
+        index: str | None = None,
+        target_recall: float | None = None,
+        memory_budget: int | None = None,
     ) -> IndexStats:
         """Build the index that the catalogue's settings ask for now; see `Collection.optimize`.
 
         It is built by itself in the background when the catalogue has grown or changed enough, and
-        when it is closed; call this after a large `add` to search fast at once.
+        when it is closed; call this after a large `add` to search fast at once, or to have the
+        catalogue searched in another way: `searcher.optimize(target_recall=0.99)`.
 
         Args:
             queries: sample photos, as shoppers take them: `Query` or dict, or embeddings (Q, E) of
                 unit length. The target recall is then that of such photos, not of queries made of
                 stored items. They are kept with the catalogue for every index built later, until
                 an empty list goes back to those; in Milvus they count for this call.
+            index, target_recall, memory_budget: as in `create`, from now on; None leaves what it
+                has, a memory_budget of 0 takes the limit away. In Milvus another index takes the
+                place of the one there, and nothing can be searched until it is built.
 
         Raises:
             InputError: none of the queries can be used, or the settings cannot be met.
             CatalogError: open for reading only, or the disk refuses. Nothing has changed then.
         """
         self._collection.require_writer("build an index")
-        if queries is None:
-            return self._collection.optimize()
-        dim = self.model.embedding_dim
-        return self._collection.optimize(query_embeddings(queries, self._get_encoder, dim))
+        settings = self._collection.meta.settings.changed(index, target_recall, memory_budget)
+        embeddings = None
+        if queries is not None:
+            dim = self.model.embedding_dim
+            embeddings = query_embeddings(queries, self._get_encoder, dim)
+        return self._collection.optimize(embeddings, settings)
 
     def snapshot(self, path: str | os.PathLike) -> Path:
         """Copy the catalogue, at one state of it, to a new or empty directory; returns that.

@@ -22,6 +22,7 @@ COMMANDS = {
     "items": "tigerfg.cli.items",
     "encode": "tigerfg.cli.encode",
     "load": "tigerfg.cli.load",
+    "optimize": "tigerfg.cli.optimize",
     "stats": "tigerfg.cli.stats",
     "snapshot": "tigerfg.cli.snapshot",
     "verify": "tigerfg.cli.verify",

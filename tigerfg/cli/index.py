@@ -36,24 +36,15 @@ def command(
     split: Annotated[
         str | None, typer.Option("--split", help="Only items whose field split has this value.")
     ] = None,
-    index: Annotated[
-        str,
-        typer.Option(
-            "--index",
-            help="New ones: auto, flat, a faiss factory (IVF...; ours: SVD,IVF...), a Milvus type.",
-        ),
-    ] = "auto",
-    target_recall: Annotated[
-        float, typer.Option("--target-recall", help="Recall@10 for which nprobe is chosen.")
-    ] = 0.95,
-    memory_budget: Annotated[
-        int | None, typer.Option("--memory-budget", help="Bytes of memory for the index.")
-    ] = None,
+    index: options.Index = "auto",
+    target_recall: options.TargetRecall = 0.95,
+    memory_budget: options.MemoryBudget = None,
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,
 ) -> None:
-    """Add items to a catalogue, which is created where there is none.
+    """Add items to a catalogue, which is created where there is none, to be searched as --index,
+    --target-recall and --memory-budget say (`tigerfg optimize` changes that later).
 
     Items that are there already, unchanged, are skipped, so an interrupted run is simply repeated.
     Items that cannot be used are listed and written to a rejects file; the others are kept. The
@@ -70,7 +61,7 @@ def command(
         exist_ok=True,
         index=index,
         target_recall=target_recall,
-        memory_budget=memory_budget,
+        memory_budget=memory_budget or None,
     ) as searcher:
         with ingest_progress("indexing", _line_count(items) if split is None else None) as report:
             put = searcher.upsert if upsert else searcher.add

@@ -31,6 +31,19 @@ Engine = Annotated[
 Precision = Annotated[
     str, typer.Option("--precision", help="auto, or what the bundle has: fp32, int8, fp16, ...")
 ]
+Index = Annotated[
+    str | None,
+    typer.Option(
+        "--index",
+        help="auto, flat, a faiss factory (IVF...; ours: SVD,IVF...), a Milvus type.",
+    ),
+]
+TargetRecall = Annotated[
+    float | None, typer.Option("--target-recall", help="Recall@10 for which nprobe is chosen.")
+]
+MemoryBudget = Annotated[
+    int | None, typer.Option("--memory-budget", help="Bytes of memory for the index; 0: no limit.")
+]
 Where = Annotated[
     str | None,
     typer.Option("--where", help='JSON object that items must match: {"price": {"$lt": 50}}.'),

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from tigerfg.index.exact import exact
 from tigerfg.index.factory import list_count_of, require_ivf, transformed, transforms_of
 from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.photo_like import photo_like
+from tigerfg.index.plan import IndexSettings
 from tigerfg.index.probing import Centres, measured_margins
 from tigerfg.index.ranking import NEAREST, hits
 from tigerfg.index.span import trained
@@ -45,15 +47,16 @@ class Point(NamedTuple):
 
 
 def build(
-    store: Store, factory: str, target_recall: float, queries: np.ndarray | None = None
+    store: Store, factory: str, settings: IndexSettings, queries: np.ndarray | None = None
 ) -> IvfIndex:
     """Train, fill and tune an index over all stored items; call inside a snapshot of the store, in
     the process that writes to the catalogue.
 
     Args:
         factory: faiss factory string of an IVF index, perhaps after our SVD (`span.trained`).
-        target_recall: of the points that reach it, by a standard error to spare, the quickest is
-            taken; where none does, the best, with a warning if that is below the target.
+        settings: for which that was chosen. Of the points that reach the target recall, by a
+            standard error to spare, the quickest is taken; where none does, the best, with a
+            warning if that is below the target.
         queries: sample queries (Q, E) to tune with; None: the catalogue's.
 
     Raises:
@@ -89,7 +92,7 @@ def build(
         "factory": factory,
         "margins": measured_margins(centres, inner),
         "trained": len(ids),
-        "target_recall": target_recall,
+        "settings": asdict(settings),
         "nprobe": lists,
         "factor": FACTORS[-1],
         "curve": [],
@@ -97,9 +100,10 @@ def build(
     built = IvfIndex(store, rows, Loaded(index, store.number, notes))
     nearest, near = exact(rows, queries, ids, NEAREST)
     # of moved items lists reach farther than of photos: no need to spare
-    share = (1 + target_recall) / 2 if len(sample) else target_recall
+    target = settings.target_recall
+    share = (1 + target) / 2 if len(sample) else target
     built.notes["reach"] = built.reach(queries, near, share)
-    chosen, curve = tune(built, queries, nearest, target_recall)
+    chosen, curve = tune(built, queries, nearest, target)
     built.notes |= {
         "nprobe": chosen.nprobe,
         "factor": chosen.factor,

@@ -16,7 +16,8 @@ from tigerfg.errors import CatalogError
 from tigerfg.index.database import StoreMeta, is_catalog
 from tigerfg.index.factory import require_ivf
 from tigerfg.index.gpu import OFF, GpuSettings
-from tigerfg.index.keeper import IndexKeeper, IndexStats, check_files
+from tigerfg.index.index_stats import IndexStats
+from tigerfg.index.keeper import IndexKeeper, check_files
 from tigerfg.index.plan import AUTO, FLAT, IndexSettings
 from tigerfg.index.selected import SelectedIds
 from tigerfg.index.store import Store
@@ -233,7 +234,9 @@ class Collection:
             for line in zip(scores.tolist(), ids.tolist(), strict=True)
         ]
 
-    def optimize(self, queries: np.ndarray | None = None) -> IndexStats:
+    def optimize(
+        self, queries: np.ndarray | None = None, settings: IndexSettings | None = None
+    ) -> IndexStats:
         """Build the index that the settings ask for now, while searches and writes go on.
 
         With exact search, or too few items for another, nothing is built.
@@ -241,19 +244,23 @@ class Collection:
         Args:
             queries: sample queries (Q, E), kept: this index and later ones are tuned with them;
                 none of them (Q = 0): with such as are made of items again. None: as before.
+            settings: in place of those before, kept when the index is there. None: as before.
 
         Raises:
-            InputError: the settings cannot be met.
+            InputError: the settings cannot be met. Nothing has changed then.
         """
         with self._exclusive() as store, store.snapshot():
             store.require_writer("build an index")
             items = len(self._keeper.current())
-        factory = store.meta.settings.choose(items, store.meta.embedding_dim)
+        asked = settings or store.meta.settings
+        factory = asked.choose(items, store.meta.embedding_dim)
         if factory != FLAT:
-            self._keeper.build(factory, queries)
+            self._keeper.build(factory, queries, settings)
+        elif settings is not None:
+            self._keeper.become_exact(queries, settings)
         elif queries is not None:
             with self._exclusive():
-                self._keeper.keep_queries(queries)
+                self._keeper.keep(queries, None)
         return self.stats()
 
     def stats(self) -> IndexStats:

@@ -40,7 +40,8 @@ class IvfIndex:
         lists: how many inverted lists.
         notes: how it was built: factory, nprobe (lists a query on average), margins (see
             `probing`), reach (see `IvfIndex.reach`), factor (candidates a wanted result, of
-            `NEAREST` at least), trained (items then), target_recall, and the measured curve.
+            `NEAREST` at least), trained (items then), settings (that asked for it), and the
+            measured curve.
     """
 
     def __init__(self, store: Store, rows: VectorRows, loaded: Loaded) -> None:

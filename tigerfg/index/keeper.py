@@ -8,9 +8,8 @@ import logging
 import os
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,10 +22,11 @@ from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import AUTO as AUTO_GPU
 from tigerfg.index.gpu import REQUIRE, Gpus, GpuSettings
 from tigerfg.index.gpu_index import GpuIndex
+from tigerfg.index.index_stats import IndexStats
 from tigerfg.index.ivf import IvfIndex
-from tigerfg.index.plan import AUTO, FLAT, FLAT_MOST
+from tigerfg.index.plan import AUTO, FLAT, FLAT_MOST, IndexSettings
 from tigerfg.index.store import Store
-from tigerfg.index.vectors import check_vectors, discard_newer_vectors
+from tigerfg.index.vectors import check_vectors, discard_newer_vectors, remove_vectors
 
 FILES = (flat.INDEX_FILE, ivf.INDEX_FILE)
 TRAINING_LIST = 39  # items a list from which an index that was asked for by name is built
@@ -41,35 +41,6 @@ _KEEPERS: weakref.WeakSet[IndexKeeper] = weakref.WeakSet()
 _ENDING = threading.Event()
 
 logger = logging.getLogger("tigerfg")
-
-
-@dataclass(frozen=True)
-class IndexStats:
-    """What answers searches.
-
-    Attributes:
-        setting: what was asked for: "auto", "flat" or a factory string.
-        kind: what is in use: "flat" (exact) or the factory string of an IVF index.
-        items: in the index.
-        nprobe, recall, ms: of an IVF index: lists that a query probes on average, and the
-            recall@10 and milliseconds a query (one at a time) measured when it was built.
-        curve: all that was measured then: nprobe, factor (candidates a result), recall, its
-            standard error, ms.
-        seconds: of building, by part. building: whether another one is being built.
-        queries: sample queries that it was tuned with; 0: queries made of stored items.
-    """
-
-    setting: str
-    kind: str
-    items: int
-    nprobe: int | None
-    recall: float | None
-    ms: float | None
-    curve: list[dict[str, Any]]
-    seconds: dict[str, float]
-    building: bool
-    queries: int = 0
-    gpu: dict[str, Any] | None = None
 
 
 class IndexKeeper:
@@ -184,6 +155,8 @@ class IndexKeeper:
                 logger.warning("%s stays with exact search: %s", self._store.path, error)
             self._refused = meta.index
             return None
+        if index.notes.get("settings") != asdict(meta.settings):
+            return factory
         changed = index.changed  # asked at every search: the lists are counted only if it matters
         if changed > MOST_CHANGED or (changed > DRIFTED and index.drift > DRIFT):
             return factory
@@ -199,23 +172,31 @@ class IndexKeeper:
             )
             self._builder.start()
 
-    def build(self, factory: str, queries: np.ndarray | None = None) -> None:
+    def build(
+        self,
+        factory: str,
+        queries: np.ndarray | None = None,
+        settings: IndexSettings | None = None,
+    ) -> None:
         """Build an index while searches and writes go on, then put it in and save it.
 
         Args:
-            queries: sample queries in place of the kept ones, kept when the index is there.
+            queries, settings: in place of the kept ones, kept when the index is there. Without
+                settings an index is dropped if they are others by then.
 
         Raises:
             InputError: see `build.build`.
         """
-        path, target = self._store.path, self._store.meta.target_recall
+        asked = settings or self._store.meta.settings
+        path = self._store.path
         with self._building, contextlib.closing(Store.open(path, read_only=True)) as store:
             self._builds = threading.get_ident()
             with store.snapshot():
-                built = build(store, factory, target, queries)
+                built = build(store, factory, asked, queries)
             with self._lock:
-                if queries is not None:
-                    self.keep_queries(queries)
+                if settings is None and asked != self._store.meta.settings:
+                    return
+                self.keep(queries, settings)
                 with self._store.snapshot():
                     built.attach(self._store)
                     built.sync()
@@ -223,10 +204,23 @@ class IndexKeeper:
                     self._save()
                     built.sweep()
 
-    def keep_queries(self, queries: np.ndarray) -> None:
-        """Keep sample queries; a copy on the GPUs, tuned with others, is given up."""
-        self._store.keep_queries(queries)
+    def keep(self, queries: np.ndarray | None, settings: IndexSettings | None) -> None:
+        """See `Store.keep`; a copy on the GPUs, tuned with others, is given up."""
+        if queries is None and settings is None:
+            return
+        self._store.keep(queries, settings)
+        self._refused = None
         self._leave_gpus()
+
+    def become_exact(self, queries: np.ndarray | None, settings: IndexSettings) -> None:
+        """Keep these, and search exactly from now on."""
+        with self._building, self._lock:  # an index that is being built would come after it
+            with self._store.snapshot():
+                if isinstance(self.current(), IvfIndex):
+                    self._index = FlatIndex(self._store)
+                    self._save()
+                    remove_vectors(self._store.path)
+            self.keep(queries, settings)
 
     @property
     def stale(self) -> bool:

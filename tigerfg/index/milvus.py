@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.collection import Match
 from tigerfg.index.database import StoreMeta
 from tigerfg.index.gpu import GpuSettings
-from tigerfg.index.keeper import IndexStats
+from tigerfg.index.index_stats import IndexStats
 from tigerfg.index.milvus_address import MilvusAddress
 from tigerfg.index.milvus_filters import compile_filter
 from tigerfg.index.milvus_schema import (
@@ -77,9 +77,7 @@ class MilvusCollection:
             CatalogError: there is a collection of this name already, or the server refuses.
         """
         address, settings = MilvusAddress.parse(place), settings or IndexSettings()
-        if settings.memory_budget is not None:
-            raise InputError("memory_budget: Milvus plans its own memory; leave it out")
-        index = MilvusIndex.parse(settings.index, embedding_dim, address.lite)
+        index = _index(settings, embedding_dim, address)
         meta = StoreMeta.new(model, fingerprint, embedding_dim, settings)
         table = MilvusTable(address)
         try:
@@ -230,15 +228,21 @@ class MilvusCollection:
                 found[n] = line
         return found
 
-    def optimize(self, queries: np.ndarray | None = None) -> IndexStats:
+    def optimize(
+        self, queries: np.ndarray | None = None, settings: IndexSettings | None = None
+    ) -> IndexStats:
         """Have the server build its index of all items, and tune nprobe to the target recall.
 
         Args:
             queries: sample queries (Q, E) to tune with, this once; None, or none of them: such as
                 photos might be, made of stored items.
+            settings: in place of those before; another index is built in the place of the one
+                there, and until then the collection cannot be searched.
         """
         self.require_writer("build an index")
         started = time.perf_counter()
+        if settings is not None:
+            self._change(settings)
         self._table.build_index()
         given = 0 if queries is None else len(queries)
         if self._index.lists and not given:
@@ -307,6 +311,15 @@ class MilvusCollection:
         """Disconnect; a second call does nothing. ``build``: the server does."""
         self._table.close()
 
+    def _change(self, settings: IndexSettings) -> None:
+        """Have other settings; an interrupted call is simply repeated."""
+        index = _index(settings, self.meta.embedding_dim, self._table.address)
+        if index != self._index:
+            self._table.replace_index(index)
+        meta = replace(self.meta, **asdict(settings))
+        self._table.note({META: json.dumps(asdict(meta)), TUNED: "{}"})
+        self.meta, self._index, self._tuned = meta, index, {}
+
     @property
     def _nprobe(self) -> int:
         """Of the address, else as tuned, else a sixteenth of the lists."""
@@ -319,3 +332,10 @@ class MilvusCollection:
             first = max(time.time_ns(), self._last + 1)
             self._last = first + count - 1
         return first
+
+
+def _index(settings: IndexSettings, dim: int, address: MilvusAddress) -> MilvusIndex:
+    """What the settings ask for; InputError for what Milvus cannot have."""
+    if settings.memory_budget is not None:
+        raise InputError("memory_budget: Milvus plans its own memory; leave it out")
+    return MilvusIndex.parse(settings.index, dim, address.lite)

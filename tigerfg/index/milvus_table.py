@@ -49,14 +49,22 @@ class MilvusTable:
             schema.add_field(COLUMN, DataType.JSON)
             schema.add_field("document", DataType.VARCHAR, max_length=MOST_BYTES)
             schema.add_field("grounding_map", DataType.VARCHAR, max_length=MOST_BYTES)
-            wanted = client.prepare_index_params()
-            wanted.add_index(
-                "vector", index_type=index.kind, metric_type=METRIC, params=dict(index.params)
-            )
             client.create_collection(
-                self._name, schema=schema, index_params=wanted, consistency_level=_STRONG
+                self._name,
+                schema=schema,
+                index_params=_parameters(client, index),
+                consistency_level=_STRONG,
             )
             client.alter_collection_properties(self._name, dict(properties))
+
+    def replace_index(self, index: MilvusIndex) -> None:
+        """Have another index in the place of the one there; until it is loaded nobody searches."""
+        with self._server("replace the index") as client:
+            client.release_collection(self._name)
+            for name in client.list_indexes(self._name):
+                client.drop_index(self._name, name)
+            client.create_index(self._name, _parameters(client, index))
+            client.load_collection(self._name)
 
     def load(self) -> Mapping[str, str]:
         """Have the server load it; returns its properties."""
@@ -180,6 +188,12 @@ class MilvusTable:
             raise CatalogError(f"{self.address} is closed: open it again")
         with explained(self.address, action):
             yield client
+
+
+def _parameters(client: MilvusClient, index: MilvusIndex) -> Any:
+    wanted = client.prepare_index_params()
+    wanted.add_index("vector", index_type=index.kind, metric_type=METRIC, params=dict(index.params))
+    return wanted
 
 
 def _ranked(query: np.ndarray, hits: Any, k: int, coarse: bool) -> list[Match]:

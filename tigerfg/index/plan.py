@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 from tigerfg.errors import InputError
@@ -53,6 +53,20 @@ class IndexSettings:
         object.__setattr__(self, "target_recall", float(recall))
         if budget is not None:
             object.__setattr__(self, "memory_budget", whole_number(budget, "memory_budget"))
+
+    def changed(
+        self, index: str | None, target_recall: float | None, memory_budget: int | None
+    ) -> IndexSettings | None:
+        """With other values where they are not None; None where none is given.
+
+        Args:
+            memory_budget: 0 takes the limit away.
+        """
+        given = {"index": index, "target_recall": target_recall, "memory_budget": memory_budget}
+        changes = {name: value for name, value in given.items() if value is not None}
+        if changes.get("memory_budget") == 0:
+            changes["memory_budget"] = None
+        return replace(self, **changes) if changes else None
 
     def choose(self, items: int, dim: int) -> str:
         """The index for so many items: "flat" or a factory string. Budgets reckon with vectors that

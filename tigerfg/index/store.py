@@ -9,10 +9,12 @@ up from the last number it has seen. Internal ids are never used twice.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +181,19 @@ class Store(StoreReader):
             found = self.select(term).tolist()
             return sum(self._remove(self._by_id(chunk)) for chunk in in_chunks(found))
 
-    def keep_queries(self, vectors: np.ndarray) -> None:
-        """Keep sample queries (Q, E) for tuning, in place of those before; none: forget them."""
-        with self._writing("keep sample queries"):
-            self._db.execute(f"CREATE TABLE IF NOT EXISTS {QUERIES} (vector BLOB NOT NULL)")
-            self._db.execute(f"DELETE FROM {QUERIES}")
-            rows = [(_fp16(vector),) for vector in vectors]
-            self._db.executemany(f"INSERT INTO {QUERIES} VALUES (?)", rows)
+    def keep(self, queries: np.ndarray | None, settings: IndexSettings | None) -> None:
+        """Keep sample queries (Q, E) for tuning, and how the catalogue is searched, in place of
+        those before; no query (Q = 0) forgets them, None leaves what is kept."""
+        fresh = self.meta if settings is None else replace(self.meta, **asdict(settings))
+        with self._writing("keep how it is searched"):
+            rows = [(json.dumps(value), key) for key, value in asdict(fresh).items()]
+            self._db.executemany("UPDATE meta SET value = ? WHERE key = ?", rows)
+            if queries is not None:
+                self._db.execute(f"CREATE TABLE IF NOT EXISTS {QUERIES} (vector BLOB NOT NULL)")
+                self._db.execute(f"DELETE FROM {QUERIES}")
+                vectors = [(_fp16(vector),) for vector in queries]
+                self._db.executemany(f"INSERT INTO {QUERIES} VALUES (?)", vectors)
+        self.meta = fresh
 
     def close(self) -> None:
         """Close the file and let the next writer in."""

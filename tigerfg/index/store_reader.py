@@ -128,7 +128,7 @@ class StoreReader:
         """The sample queries float32 (Q, E), Q = 0 where none were given."""
         with self._reading("read sample queries"):
             known = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (QUERIES,))
-            # the table is made by the first `keep_queries`: older catalogues have none
+            # the table is made by `Store.keep`: a new catalogue has none
             there = known.fetchone() is not None
             rows = self._db.execute(f"SELECT vector FROM {QUERIES}").fetchall() if there else []
         try:

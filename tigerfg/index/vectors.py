@@ -233,6 +233,14 @@ class VectorRows:
         return np.asarray(np.memmap(path, self._dtype, "r", shape=(rows,)))
 
 
+def remove_vectors(folder: Path) -> None:
+    """Remove the stamp and all files, where no index uses them any more."""
+    for file in (folder / STAMP_FILE, *folder.glob("vectors-*.f16")):
+        if file.name == STAMP_FILE or _NAME.fullmatch(file.name):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
 def discard_newer_vectors(store: Store) -> None:
     """As `derived.discard_newer`, for the vectors."""
     try:

@@ -1,0 +1,164 @@
+"""How a catalogue is searched, changed after it was made."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from milvus_places import MILVUS
+from test_index import GRAPH, SETTINGS, create, numbers, records, vectors
+from test_milvus import opened
+from test_milvus import record as milvus_record
+
+from tigerfg.errors import CatalogError, InputError
+from tigerfg.index import keeper
+from tigerfg.index.collection import Collection
+from tigerfg.index.plan import IndexSettings
+
+AUTO = IndexSettings("auto", 0.9)
+
+
+def filled(path: Path, settings: IndexSettings, count: int = 2000) -> Collection:
+    collection = create(path, settings)
+    collection.put(records(0, vectors(count)))
+    return collection
+
+
+def files(path: Path) -> set[str]:
+    """Derived ones, but for the random part of a name."""
+    return {file.name.split("-")[0] for file in path.iterdir()} - {
+        *(f"catalog.sqlite{end}" for end in ("", "-wal", "-shm")),
+        "writer.lock",
+    }
+
+
+def test_changes_of_settings():
+    settings = IndexSettings("IVF4,PQ16", 0.9, 1000)
+    assert settings.changed(None, None, None) is None
+    assert settings.changed(None, 0.8, None) == IndexSettings("IVF4,PQ16", 0.8, 1000)
+    assert settings.changed("auto", None, 0) == IndexSettings("auto", 0.9, None)
+    assert settings.changed(None, None, 7) == IndexSettings("IVF4,PQ16", 0.9, 7)
+    with pytest.raises(InputError, match="target_recall"):
+        settings.changed(None, 2, None)
+
+
+def test_another_target_is_tuned_for_and_kept(tmp_path):
+    path = tmp_path / "cat"
+    collection = filled(path, SETTINGS)
+    collection.optimize()
+    other = IndexSettings(f"SVD,{GRAPH}", 0.5)
+    stats = collection.optimize(settings=other)
+    assert stats.setting == collection.meta.index == other.index
+    assert stats.kind == f"SVD32,{GRAPH}"
+    assert collection.meta.settings == other
+    collection.close()
+    with_other = Collection.open(path)
+    assert with_other.meta.settings == other
+    assert with_other.stats().kind == f"SVD32,{GRAPH}"
+    index = with_other._keeper.current()
+    assert index.notes["settings"] == asdict(other)
+    assert with_other._keeper.due() is None
+    with_other.close()
+
+
+def test_from_an_index_to_exact_search_and_back(tmp_path):
+    path = tmp_path / "cat"
+    collection = filled(path, SETTINGS)
+    collection.optimize()
+    assert files(path) == {"ivf.index", "vectors", "vectors.json"}
+    values = vectors(2000)
+    reader = Collection.open(path, read_only=True)
+    assert reader.stats().kind == GRAPH
+    assert collection.optimize(settings=AUTO).kind == "flat"
+    assert files(path) == {"flat.index"}
+    assert numbers(collection.search(values[7][None], 1)[0]) == [7]
+    collection.put(records(5000, vectors(1, seed=5)))
+    assert numbers(reader.search(vectors(1, seed=5), 1)[0]) == [5000]  # goes on with what it has
+    reader.close()
+    collection.close()
+    again = Collection.open(path)
+    assert (again.stats().kind, again.meta.settings) == ("flat", AUTO)
+    assert again.optimize(settings=SETTINGS).kind == GRAPH
+    assert files(path) == {"ivf.index", "vectors", "vectors.json"}
+    again.close()
+
+
+def test_settings_that_cannot_be_met_change_nothing(tmp_path):
+    path = tmp_path / "cat"
+    collection = filled(path, SETTINGS)
+    collection.optimize()
+    for other, words in (
+        (IndexSettings("HNSW32"), "no IVF index"),
+        (IndexSettings("IVF9999,PQ16x4fs"), "too few"),
+        (IndexSettings("auto", 0.9, 1), "memory_budget"),
+    ):
+        with pytest.raises(InputError, match=words):
+            collection.optimize(np.zeros((0, 32), np.float32), other)
+        assert collection.meta.settings == SETTINGS
+        assert collection.stats().kind == GRAPH
+    collection.close()
+    reader = Collection.open(path, read_only=True)
+    with pytest.raises(CatalogError, match="reading only"):
+        reader.optimize(settings=AUTO)
+    assert reader.meta.settings == SETTINGS
+    reader.close()
+
+
+def test_a_crash_between_settings_and_index_is_made_good(tmp_path):
+    path, other = tmp_path / "cat", IndexSettings(f"SVD,{GRAPH}", 0.9)
+    collection = filled(path, SETTINGS)
+    collection.optimize()
+    with collection._exclusive() as store:
+        store.keep(None, other)
+    collection.close(build=False)
+    again = Collection.open(path)
+    again.search(vectors(1), 1)
+    assert again._keeper.due() == other.index
+    again._keeper.wait()
+    assert again.stats().kind == f"SVD32,{GRAPH}"
+    again.close()
+
+
+def test_an_index_that_is_no_longer_wanted_is_dropped(tmp_path, monkeypatch):
+    """One that was begun in the background before the settings were changed."""
+    path = tmp_path / "cat"
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments, whole=keeper.build):
+        begun.set()
+        assert go_on.wait(60)
+        return whole(*arguments)
+
+    collection = filled(path, SETTINGS)
+    monkeypatch.setattr(keeper, "build", slow)
+    collection.search(vectors(1), 1)
+    assert begun.wait(60)
+    with collection._exclusive() as store:
+        store.keep(None, AUTO)
+    go_on.set()
+    collection._keeper.wait()
+    assert collection.stats().kind == "flat"
+    collection.close()
+
+
+@pytest.mark.parametrize("kind", MILVUS)
+def test_milvus_has_another_index(kind, tmp_path):
+    for collection in opened(kind, tmp_path, settings=IndexSettings("auto", 0.9)):
+        rows = [milvus_record(n) for n in range(40)]
+        collection.put(rows)
+        before = collection.stats().kind
+        other = IndexSettings("HNSW,M=8,efConstruction=64", 0.8)
+        stats = collection.optimize(settings=other)
+        assert (stats.kind, stats.setting) == (other.index, other.index) != (before, before)
+        again = type(collection).open(collection.path)
+        assert again.meta.settings == other
+        assert str(again._index) == other.index
+        [found] = again.search(rows[3].vector[None].astype(np.float32), 1)
+        assert found[0].document["item_id"] == rows[3].item_id
+        again.close()
+        with pytest.raises(InputError, match="memory_budget"):
+            collection.optimize(settings=IndexSettings("auto", 0.9, 100))
+        assert collection.meta.settings == other
