@@ -19,7 +19,6 @@ from tigerfg.benchmark.boxsource import predicted_boxes
 from tigerfg.benchmark.pictures import stored_picture
 from tigerfg.errors import InputError
 from tigerfg.images import load_image
-from tigerfg.model import save_checkpoint
 from tigerfg.model.baselines import (
     BoxHead,
     BoxHeadConfig,
@@ -31,7 +30,7 @@ from tigerfg.model.baselines import (
 from tigerfg.records import Item
 from tigerfg.text import TextTokenizer
 from tigerfg.training.batches import BatchMaker
-from tigerfg.training.box_files import load_box_head, save_box_head, write_boxes
+from tigerfg.training.box_files import write_boxes
 from tigerfg.training.box_head import box_head_loss, predict_boxes, train_box_head
 from tigerfg.training.sources import SceneArrays
 
@@ -350,32 +349,6 @@ def test_predicted_boxes_are_pixels_inside_the_extents(tokenizer):
     assert (found[:, :2] < found[:, 2:]).all()
     none = predict_boxes(model, head, torch.zeros(0, 3, SIDE, SIDE), extents[:0], ids[:0], mask[:0])
     assert none.shape == (0, 4)
-
-
-@pytest.mark.parametrize("text", [False, True])
-def test_heads_are_kept_beside_their_checkpoint(text, tmp_path):
-    head = trained_looking(BoxHeadConfig(40, 32 if text else None, hidden=8))
-    file = tokenizer_file(tmp_path / "t.json")
-    checkpoint = save_checkpoint(build(CONV), file, tmp_path / "ckpt")
-    with pytest.raises(InputError, match=r"is missing: train one"):
-        load_box_head(checkpoint, text)
-    settings_file = save_box_head(head, checkpoint)
-    again = load_box_head(checkpoint, text)
-    assert again.config == head.config
-    for name, value in head.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name])
-    with pytest.raises(InputError, match=r"is missing"):
-        load_box_head(checkpoint, not text)
-    content = json.loads(settings_file.read_text())
-    settings_file.write_text(json.dumps({**content, "fingerprint": "0"}))
-    with pytest.raises(InputError, match="another checkpoint"):
-        load_box_head(checkpoint, text)
-    settings_file.write_text("{")
-    with pytest.raises(InputError, match="damaged"):
-        load_box_head(checkpoint, text)
-    save_checkpoint(build(CONV, seed=1), file, checkpoint)  # other features: no head any more
-    with pytest.raises(InputError, match="is missing"):
-        load_box_head(checkpoint, text)
 
 
 class MarkedBox(BoxHead):

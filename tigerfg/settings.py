@@ -1,8 +1,8 @@
 """Settings dataclasses: values checked by the fields' annotations, with errors that name the field.
 
-A settings class calls `check_fields` in its `__post_init__`. Its fields are of type int, float,
-bool, str, Path, dict, Literal, tuple or another settings class, each perhaps `| None`, and
-`Annotated` with a `Limit` where not every value of the type will do.
+A settings class is a frozen dataclass on `Checked`. Its fields are of type int, float, bool, str,
+Path, dict, Literal, tuple or another settings class, each perhaps `| None`, and `Annotated` with a
+`Limit` where not every value of the type will do.
 """
 
 from __future__ import annotations
@@ -66,6 +66,19 @@ def whole_number(value: Any, name: str, least: int = 1) -> int:
     raise InputError(f"{name} {value!r} must be a whole number, at least {least}")
 
 
+class Checked:
+    """Base of settings dataclasses: every field is checked when one is made; JSON's lists, objects
+    and strings become tuples, settings and paths.
+
+    Raises:
+        InputError: a field is of another type or value; it is named with its place.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            object.__setattr__(self, name, _checked(getattr(self, name), hint, name))
+
+
 def build(kind: type[Settings], values: dict[str, Any]) -> Settings:
     """A settings dataclass from JSON's values.
 
@@ -81,16 +94,6 @@ def build(kind: type[Settings], values: dict[str, Any]) -> Settings:
         if name not in values and entry.default is entry.default_factory:  # it has neither
             raise InputError(f"{name}: it is missing; give {_words(_hints(kind)[name])}")
     return kind(**values)
-
-
-def check_fields(settings: Any) -> None:
-    """Check every field; JSON's lists, objects and strings become tuples, settings and paths.
-
-    Raises:
-        InputError: a field is of another type or value; it is named with its place.
-    """
-    for name, hint in _hints(type(settings)).items():
-        object.__setattr__(settings, name, _checked(getattr(settings, name), hint, name))
 
 
 @lru_cache

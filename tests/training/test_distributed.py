@@ -91,7 +91,7 @@ def assert_same_losses(ours: Path, theirs: Path) -> None:
     ]
     assert len(curves) == 2 * len(tiny_run.STAGES)
     for row, other in curves:
-        assert row == pytest.approx(other, abs=3e-4)
+        assert row == pytest.approx(other, abs=5e-5)  # 1e-5 and less were seen
 
 
 def test_a_rank_has_a_core_where_there_are_more_ranks_than_cores(
@@ -102,13 +102,17 @@ def test_a_rank_has_a_core_where_there_are_more_ranks_than_cores(
     assert worker_count(None, torch.device("cuda")) == 0
 
 
-def test_two_ranks_train_like_one_process(one_rank: Path, two_ranks: Path) -> None:
+def test_two_ranks_train_like_one_process(tmp_path: Path, pools: Path) -> None:
     """The loss curve of all stages; test_gradients holds every step's gradient to 1e-12.
 
-    In float32 gradients differ by some 1e-7 of their norm; Muon, which orthogonalises them in
-    bfloat16, makes up to a hundredth of a step of that.
+    Gradients differ by some 1e-7 of their norm. Muon orthogonalises them in bfloat16, where that
+    may turn a digit, and makes up to a hundredth of a step of it: here it does so in float32.
     """
-    assert_same_losses(two_ranks, one_rank)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one = finished(fresh(tmp_path / "one", pools), 1, "conv-float32")
+    two = finished(fresh(tmp_path / "two", pools), 2, "conv-float32")
+    assert_same_losses(two, one)
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """A training run of seconds: random pictures in the pools, a model of a few thousand weights.
 
 As a program it trains, and kills itself or stops where it is told to:
-`python tiny_run.py OUT MODEL RESUME WHAT [RANK STAGE STEP]`, MODEL: conv | hf-adamw (without Muon),
-WHAT: go | die | hang.
+`python tiny_run.py OUT MODEL RESUME WHAT [RANK STAGE STEP]`, MODEL: conv | conv-float32 (Muon in
+float32) | hf-adamw (without Muon), WHAT: go | die | hang.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tigerfg.model.config import GroundingConfig, ModelConfig, TextConfig, VisionConfig
 from tigerfg.training import loop, optimizer
@@ -130,7 +131,9 @@ def main() -> None:
     (Path(out) / f"pid-{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))
     if model == "hf-adamw":
         optimizer.takes_muon = lambda *_: False
-    settings = config(Path(out), model={"conv": MODEL, "hf-adamw": TRANSFORMER}[model])
+    if model == "conv-float32":
+        torch.Tensor.bfloat16 = torch.Tensor.float
+    settings = config(Path(out), model=TRANSFORMER if model == "hf-adamw" else MODEL)
     loop.train(settings, resume == "resume", show_progress=False)
 
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from tigerfg.benchmark.datasets.source import EXCLUDED
 from tigerfg.catalog import Item, Query, Rejected, read_items, read_queries
 from tigerfg.errors import InputError
 from tigerfg.text import item_text
 
 if TYPE_CHECKING:
     from tigerfg.benchmark.datasets import EvalSet
-
-EXCLUDED = "exclude_item_id"  # field of a query: the item, or list of items, it does not search
 
 
 @dataclass

@@ -122,15 +122,15 @@ def _plan(
 
     auto: for GPUs if a precision or `sms` asks for it, or if there is a GPU and a builder.
     """
+    from tigerfg.engines.base import installed
     from tigerfg.engines.builder import parse_profiles
-    from tigerfg.engines.gpu import installed_builders
-    from tigerfg.engines.trt_library import current_gpu
+    from tigerfg.engines.trt_library import NAMES, current_gpu
     from tigerfg.export import PRECISIONS, GpuRequest
 
     if engine not in ENGINES:
         raise InputError(f"engine: {engine!r} is unknown; choose {', '.join(ENGINES)}")
     ranges = parse_profiles(profiles)
-    wants_gpu = bool(FOR_GPUS & set(asked) or sms or (current_gpu() and installed_builders()))
+    wants_gpu = bool(FOR_GPUS & set(asked) or sms or (current_gpu() and installed(NAMES)))
     if engine == "cpu" or (engine == "auto" and not wants_gpu):
         if wrong := sorted(set(asked) - FOR_CPUS):
             raise InputError(f"precision: {wrong[0]} is for GPUs; leave out --engine cpu")

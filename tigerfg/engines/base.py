@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -215,3 +216,8 @@ def _mask(name: str, value: np.ndarray, batch: int, width: int) -> np.ndarray:
     if blank.any():
         raise InputError(f"{name}: row {int(blank.argmax())} is all False; nothing to look at")
     return mask
+
+
+def installed(packages: Mapping[str, str]) -> list[str]:
+    """Names whose package is installed, in their order; imports none."""
+    return [name for name, package in packages.items() if importlib.util.find_spec(package)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import threading
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +16,7 @@ from tigerfg.engines.base import (
     TowerEngine,
     TowerShapes,
     check_outputs,
+    installed,
 )
 from tigerfg.engines.cpu import thread_count
 from tigerfg.engines.gpu import GpuTowers, gpu_engine
@@ -32,7 +32,7 @@ ENGINES = {**NAMES, "onnx": "onnxruntime", "openvino": "openvino", "torch": "tor
 
 def available_engines() -> list[str]:
     """Names of the engines whose package is installed, without importing any."""
-    return [name for name, package in ENGINES.items() if importlib.util.find_spec(package)]
+    return installed(ENGINES)
 
 
 def open_engine(

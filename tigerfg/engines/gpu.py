@@ -63,11 +63,6 @@ def gpu_part(bundle: Bundle, precision: str) -> GpuPart:
     return part
 
 
-def installed_builders() -> list[str]:
-    """The TensorRT libraries that are installed, the one to prefer first; imports neither."""
-    return [name for name, package in NAMES.items() if importlib.util.find_spec(package)]
-
-
 def gpu_engine(bundle: Bundle, precision: str) -> str | None:
     """The engine that "auto" takes on a machine with a GPU; None for the CPU.
 

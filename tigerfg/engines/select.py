@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ import numpy as np
 
 from tigerfg.engines import onnx, openvino
 from tigerfg.engines.accuracy import cosines
-from tigerfg.engines.base import Arrays, Runner, TowerShapes
+from tigerfg.engines.base import Arrays, Runner, TowerShapes, installed
 from tigerfg.engines.cpu import cpu
 from tigerfg.engines.sidecar import write_file
 from tigerfg.errors import EngineError, TigerfgError
@@ -92,10 +91,10 @@ def check_request(bundle: Bundle, engine: str, precision: str) -> None:
     if precision not in (*names, "auto"):
         raise EngineError(f"precision: {precision!r} is unknown; choose auto, {', '.join(names)}")
     if not list(_requested(bundle, engine, precision)):
-        installed = ", ".join(_installed()) or "none: pip install 'tigerfg[cpu]'"
+        there = ", ".join(installed(PACKAGES)) or "none: pip install 'tigerfg[cpu]'"
         raise EngineError(
             f"engine: nothing runs {precision!r} of this bundle with {engine!r} here (the bundle "
-            f"has {', '.join(bundle.precisions)}; installed engines: {installed})"
+            f"has {', '.join(bundle.precisions)}; installed engines: {there})"
         )
 
 
@@ -126,7 +125,7 @@ def cache_file(
 ) -> Path:
     """Where a choice is remembered."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    versions = {name: importlib.metadata.version(PACKAGES[name]) for name in _installed()}
+    versions = {name: importlib.metadata.version(PACKAGES[name]) for name in installed(PACKAGES)}
     manifest = bundle.manifest  # the fingerprint is the checkpoint's: other exports share it
     files = [manifest["towers"][tower][_graph(kind)]["sha256"] for _, kind in requested]
     files.append(manifest.get("weights", {}).get("sha256"))
@@ -135,13 +134,9 @@ def cache_file(
     return Path(root) / "tigerfg" / "engines" / f"{digest}.json"
 
 
-def _installed() -> list[str]:
-    return [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
-
-
 def _requested(bundle: Bundle, engine: str, precision: str) -> Iterator[tuple[str, str]]:
     """Candidates that can run here: (engine, precision)."""
-    for name in _installed():
+    for name in installed(PACKAGES):
         for kind in PRECISIONS[name]:
             if engine not in (name, "auto") or precision not in (kind, "auto"):
                 continue

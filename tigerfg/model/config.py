@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tigerfg.errors import InputError
 from tigerfg.images import Preprocessing
 from tigerfg.levels import level_sides
-from tigerfg.settings import Count, Limit, Positive, Share, build, check_fields
+from tigerfg.settings import Checked, Count, Limit, Positive, Share, build
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,7 +20,7 @@ Spread = Annotated[float, Limit("a number from 0.001 to 1000", lambda x: 1e-3 <=
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Checked):
     """Patch backbone. `conv`: our small convolutional tower. `lite`: EfficientNet-Lite0, whose
     ImageNet weights are loaded with `pretrained=True`. `hf`: a Hugging Face vision model.
 
@@ -38,12 +38,9 @@ class VisionConfig:
     name: str | None = None
     hf_config: dict[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Checked):
     """Text encoder. `transformer`: ours, small. `hf`: a Hugging Face text model."""
 
     type: Literal["transformer", "hf"] = "transformer"
@@ -56,12 +53,9 @@ class TextConfig:
     name: str | None = None
     hf_config: dict[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 @dataclass(frozen=True)
-class GroundingConfig:
+class GroundingConfig(Checked):
     """Text-guided grounding: H heads, M text queries a head; keys are layer-normalised patches.
 
     The defaults are the method; the other values are its ablations.
@@ -81,7 +75,7 @@ class GroundingConfig:
     token_pooling: Literal["before", "after"] = "before"
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if self.guidance == "learned" and self.token_pooling == "after":
             raise InputError(
                 "token_pooling: tokens make no maps where guidance is learned; choose before"
@@ -89,7 +83,7 @@ class GroundingConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """A whole model. `item_tower` "global" is the `clip` baseline (no grounding).
 
     `item_levels`: at how many scales the item tower sees its picture, each half the one before;
@@ -110,7 +104,7 @@ class ModelConfig:
     std: tuple[Spread, Spread, Spread] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if self.vision.width % self.grounding.heads:
             raise InputError(
                 f"grounding.heads: {self.grounding.heads} does not divide the model width "

@@ -1,28 +1,24 @@
-"""Box heads beside their checkpoint, and the boxes that they predict for a catalogue as a file.
+"""The boxes that a box head predicts for a catalogue, as a file.
 
-`tigerfg eval --mode detect --boxes boxes.jsonl` reads the latter.
+`tigerfg eval --mode detect --boxes boxes.jsonl` reads it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from tigerfg.benchmark.pictures import stored_picture
 from tigerfg.decoding import load_image
 from tigerfg.errors import InputError
 from tigerfg.files import whole_file
 from tigerfg.images import preprocess
-from tigerfg.model.baselines import BoxHead, BoxHeadConfig
-from tigerfg.model.checkpoint import fingerprint
+from tigerfg.model.baselines import BoxHead
 from tigerfg.model.towers import TigerFG
 from tigerfg.records import Item, Rejected
 from tigerfg.text import TextTokenizer, item_text
@@ -40,49 +36,6 @@ _TO_STORED = {
     7: lambda x, y: (1 - y, 1 - x),
     8: lambda x, y: (1 - y, x),
 }
-
-
-def save_box_head(head: BoxHead, checkpoint: str | Path) -> Path:
-    """Write box_head.safetensors and .json (with text: box_head_text) into a checkpoint directory.
-
-    The head is bound to that checkpoint's features: saving another checkpoint there removes it.
-
-    Returns:
-        The path of the json file.
-    """
-    weights, settings = _files(checkpoint, head.config.text_width is not None)
-    tensors = {name: value.detach().contiguous().cpu() for name, value in head.state_dict().items()}
-    content = {"fingerprint": fingerprint(checkpoint), "config": asdict(head.config)}
-    save_file(tensors, weights)
-    settings.write_text(json.dumps(content, indent=2) + "\n")
-    return settings
-
-
-def load_box_head(checkpoint: str | Path, text: bool = False) -> BoxHead:
-    """The head that `save_box_head` wrote, in evaluation mode on the CPU.
-
-    Raises:
-        InputError: there is none, it is damaged, or belongs to another checkpoint.
-    """
-    weights, settings = _files(checkpoint, text)
-    try:
-        content = json.loads(settings.read_text())
-        head = BoxHead(BoxHeadConfig(**content["config"]))
-        head.load_state_dict(load_file(weights))
-        owner = content["fingerprint"]
-    except FileNotFoundError as error:
-        raise InputError(f"box head: {error.filename or weights} is missing: train one") from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"box head: {settings} is damaged ({reason}); train it again") from error
-    if owner != fingerprint(checkpoint):
-        raise InputError(f"box head: {settings} was trained on another checkpoint: train it again")
-    return head.eval().requires_grad_(False)
-
-
-def _files(checkpoint: str | Path, text: bool) -> tuple[Path, Path]:
-    stem = "box_head_text" if text else "box_head"
-    return tuple(Path(checkpoint) / f"{stem}.{suffix}" for suffix in ("safetensors", "json"))
 
 
 def write_boxes(

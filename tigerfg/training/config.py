@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 
 from tigerfg.errors import InputError
 from tigerfg.model.config import ModelConfig, preset
-from tigerfg.settings import Count, Limit, Natural, NotNegative, Positive, Seed, Share, check_fields
+from tigerfg.settings import Checked, Count, Limit, Natural, NotNegative, Positive, Seed, Share
 
 LayerDecay = Annotated[float, Limit("a number above 0, at most 1", lambda x: 0 < x <= 1)]
 TeacherDecay = Annotated[float, Limit("a number from 0 to below 1", lambda x: 0 <= x < 1)]
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Checked):
     """One stage: `kind` crops | regions | map | joint; `backbone_rate` scales the backbone's rates.
 
     `matrix_lr` is the rate of what Muon trains (see `optimizer`), `lr` of everything else.
@@ -28,9 +28,6 @@ class Stage:
     lr: NotNegative
     backbone_rate: NotNegative = 1.0
     matrix_lr: NotNegative = 0.07
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 RECIPE = (
@@ -46,7 +43,7 @@ RECIPE = (
 
 
 @dataclass(frozen=True)
-class LossWeights:
+class LossWeights(Checked):
     """L = L_nce + region·L_region + dense·L_dense + map·L_map + relation·L_rel.
 
     A weight of 0 leaves the loss out: it is not computed. `relation_tau` is the τ of L_rel,
@@ -60,12 +57,9 @@ class LossWeights:
     relation_tau: Positive = 0.1
     map_tau: Positive = 0.1
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """A training run.
 
     Attributes:
@@ -124,7 +118,7 @@ class TrainConfig:
     weights: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if not self.stages:
             raise InputError("stages: there are none; give at least one")
         if self.stages[0].kind == "joint" and self.init is None:

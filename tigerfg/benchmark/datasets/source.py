@@ -16,7 +16,7 @@ from tigerfg.catalog import Item, Query, Rejected
 from tigerfg.errors import InputError
 from tigerfg.rows import csv_rows
 
-EXCLUDE = "exclude_item_id"  # see EvalSet.queries
+EXCLUDED = "exclude_item_id"  # field of a query: the item, or list of items, it does not search
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ def leave_one_out(items: Sequence[Item]) -> list[Query]:
             item_ids=tuple(
                 other for other in groups[item.extra["product_id"]] if other != item.item_id
             ),
-            extra={"product_id": item.extra["product_id"], EXCLUDE: item.item_id},
+            extra={"product_id": item.extra["product_id"], EXCLUDED: item.item_id},
         )
         for item in items
     ]

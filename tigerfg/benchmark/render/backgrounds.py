@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFilter
 _BICUBIC = Image.Resampling.BICUBIC
 
 
-def _rgb(rng: np.random.Generator, low: int = 30, high: int = 240) -> tuple[int, int, int]:
-    r, g, b = (int(v) for v in rng.integers(low, high, 3))
+def _rgb(rng: np.random.Generator) -> tuple[int, int, int]:
+    r, g, b = (int(v) for v in rng.integers(30, 240, 3))
     return r, g, b
 
 

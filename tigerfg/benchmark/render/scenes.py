@@ -15,6 +15,7 @@ from .products import Product
 Box = tuple[int, int, int, int]
 Cutout = Callable[[Product, int, int], Image.Image]
 LAYOUTS = ("standard", "cluttered")
+SHADOWS = 0.6  # share of scenes whose products cast one
 MIN_VISIBLE = 0.7  # share of the first sprite's area that others may not cover
 
 
@@ -86,7 +87,6 @@ def compose(
     sprites: Sequence[Image.Image],
     places: Sequence[tuple[int, int]],
     rng: np.random.Generator,
-    shadows: float = 0.6,
 ) -> list[Box]:
     """Paste RGBA ``sprites`` with their top left corners at ``places`` onto RGB ``canvas``.
 
@@ -101,7 +101,7 @@ def compose(
         mask = _cover(mask, *places[0], sprites[i], *places[i])
     if above and _area(mask) < MIN_VISIBLE * _area(full):
         order.append(order.pop(first))
-    shade = rng.random() < shadows
+    shade = rng.random() < SHADOWS
     for i in order:
         if shade:
             _shadow(canvas, sprites[i], *places[i], rng)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tigerfg.errors import InputError
 from tigerfg.files import sha256_file, write_whole
-from tigerfg.settings import Count, Natural, build, check_fields
+from tigerfg.settings import Checked, Count, Natural, build
 
 from .evalset import pictures_digest
 from .schema import SUITE_VERSION
@@ -23,29 +23,23 @@ _WRITERS = ("numpy", "pillow", "pyarrow")  # the bytes of pictures and shards co
 
 
 @dataclass(frozen=True)
-class _Shard:
+class _Shard(Checked):
     name: str
     rows: Count
     bytes: Count
     sha256: str
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 @dataclass(frozen=True)
-class _Evaluation:
+class _Evaluation(Checked):
     files: dict
     pictures: Natural
     bytes: Natural
     pictures_sha256: str
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 @dataclass(frozen=True)
-class _Stored:
+class _Stored(Checked):
     """A manifest as its readers take it for granted."""
 
     settings: Settings
@@ -55,9 +49,6 @@ class _Stored:
     shards: tuple[_Shard, ...]
     evaluation: _Evaluation | None
     rejected: dict
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from tigerfg.settings import Count, Limit, Natural, Share, check_fields
+from tigerfg.settings import Checked, Count, Limit, Natural, Share
 
 from .schema import PAIRS_A_GROUP
 
@@ -24,7 +24,7 @@ _GROUPS = Limit(
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Settings of a suite; the same settings, source and seed give the same bytes.
 
     Attributes:
@@ -58,9 +58,6 @@ class Settings:
     wrong_box: Share = 0.0
     missing_attributes: Share = 0.0
     noise_in: Part = "both"
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @property
     def shards(self) -> int:
