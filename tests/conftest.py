@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Without a GPU Triton kernels run in its interpreter; it is chosen when they are first imported.
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from fakes import FakeBundle, FakeEngine
 from milvus_places import PLACES, new_place
+from picture_server import Server, serving
 from PIL import Image
 
 from tigerfg.searcher import Searcher
@@ -58,6 +59,13 @@ def searcher(place, engine: FakeEngine):
     """An empty catalogue at every place, with a model that is none."""
     with Searcher.create(place, FakeBundle(), engine=engine) as searcher:
         yield searcher
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A web server of the pictures 0.png to 19.png, which are in tmp_path."""
+    with serving(tmp_path) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

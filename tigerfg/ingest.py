@@ -13,8 +13,8 @@ from tigerfg.errors import InputError
 from tigerfg.index.fate import Fate, fate_of
 from tigerfg.index.stored import Known, Record
 from tigerfg.ingest_run import Given, IngestRun, OnProgress
-from tigerfg.prepare import Prepared, prepare
-from tigerfg.records import Item, Rejected
+from tigerfg.prepare import Prepared, as_stored, at_address, prepare
+from tigerfg.records import Item, Rejected, plain_id
 from tigerfg.results import AddReport
 from tigerfg.settings import whole_number
 
@@ -26,16 +26,18 @@ if TYPE_CHECKING:
 Entry = Item | Mapping[str, Any] | Rejected
 
 
-def _address(entry: Entry) -> str | None:
-    """Where an item's picture is to be fetched from, None if it is not behind an address."""
+def _address(entry: Entry | Prepared) -> str | None:
+    """Where an item's picture is to be fetched from, None if it is not."""
     image = entry.get("image") if isinstance(entry, Mapping) else getattr(entry, "image", None)
     return image if is_address(image) else None
 
 
-def _same(entry: Entry) -> Hashable:
+def _same(entry: Entry | Prepared) -> Hashable:
     """Entries of one item are stored in their order, whichever picture is there first."""
-    name = entry.get("item_id") if isinstance(entry, Mapping) else getattr(entry, "item_id", None)
-    return name if isinstance(name, (str, int)) else id(entry)
+    one = entry.item if isinstance(entry, Prepared) else entry
+    name = one.get("item_id") if isinstance(one, Mapping) else getattr(one, "item_id", None)
+    name = plain_id(name)
+    return name if isinstance(name, str) else id(entry)
 
 
 def ingest(
@@ -47,21 +49,29 @@ def ingest(
     batch_size: int,
     progress: OnProgress,
     limits: FetchLimits | None = None,
+    refetch: bool = True,
 ) -> AddReport:
     """Check, encode and store items; reading, fetching, decoding, encoding and storing overlap.
 
     One call at a time for a collection.
+
+    Args:
+        refetch: False: an address stands for its picture, see `Searcher.add`.
     """
     hint = "give an iterable of Item or dict; tigerfg.catalog.read_items reads files"
     given = Given(entries, "items", hint)
     batch_size = whole_number(batch_size, "batch_size")
     with IngestRun(collection.folder, progress, given.total) as run, Fetcher(limits) as fetcher:
         way = _Way(run, encoder, collection, replace, batch_size)
-        read = run.clock.pulling("read", given)
-        fetched = fetcher.ahead(read, _address, run.clock, _same)
-        way.store(encoder.ahead(way.prepare, fetched, batch_size))
-        while way.held:
-            way.store(way.take_held())
+        entries: Iterable[Entry | Prepared] = run.clock.pulling("read", given)
+        while True:
+            if not refetch:
+                entries = way.recognised(entries)
+            fetched = fetcher.ahead(entries, _address, run.clock, _same)
+            way.store(encoder.ahead(way.prepare, fetched, batch_size))
+            if not way.held:
+                break
+            entries = way.take_held()
         given.raise_failure()
         return run.report()
 
@@ -83,12 +93,30 @@ class _Way:
         self.held: list[Prepared] = []  # of such an id: decided when the first is stored or refused
         self.held_ids: set[str] = set()
 
-    def take_held(self) -> list[Prepared]:
-        """The entries that waited, in their order."""
+    def take_held(self) -> list[Item | Prepared]:
+        """The entries that waited, in their order; those without their picture to begin again."""
         held, self.held, self.held_ids = self.held, [], set()
-        return held
+        return [entry.item if entry.unfetched else entry for entry in held]
 
-    def prepare(self, pair: tuple[Entry, bytes | InputError | None]) -> Prepared | Rejected:
+    def recognised(self, entries: Iterable[Entry | Prepared]) -> Iterator[Entry | Prepared]:
+        """The entries; prepared those of stored items with the same address and text.
+
+        Until such an entry's fate is decided, another of its item, or of another process, may be
+        stored: `_wanted` looks whether it is still right.
+        """
+        entries = iter(entries)
+        while chunk := list(islice(entries, self.batch_size)):
+            with self.run.clock.measure("check"):
+                items = [at_address(entry) for entry in chunk]
+                stored = self.collection.known({item.item_id for item in items if item})
+                for place, item in enumerate(items):
+                    if item and (known := stored.get(item.item_id)):
+                        chunk[place] = as_stored(item, known) or chunk[place]
+            yield from chunk
+
+    def prepare(
+        self, pair: tuple[Entry | Prepared, bytes | InputError | None]
+    ) -> Prepared | Rejected:
         with self.run.clock.measure("check"):
             return prepare(*pair)
 
@@ -145,13 +173,17 @@ class _Way:
                     self.run.reject(entry)
                     continue
                 item_id = entry.item.item_id
-                if item_id in open_ids:
+                known = stored.get(item_id)
+                outdated = entry.unfetched and not (
+                    known and known.content_hash == entry.content_hash
+                )
+                if item_id in open_ids or outdated:
+                    open_ids.add(item_id)
                     self.held.append(entry)
                     self.held_ids.add(item_id)
                     continue
                 given = Known(entry.content_hash, entry.document)
                 try:
-                    known = stored.get(item_id)
                     fate = fate_of(given, known, self.replace, self.collection.objection)
                 except InputError as error:
                     self.run.reject(Rejected(item_id, str(error)))

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tigerfg.decoding import decoding, describe_source, load_image, open_source
+from tigerfg.download import is_address
 from tigerfg.errors import InputError
+from tigerfg.index.stored import Known, parse_document
 from tigerfg.records import Item, Rejected
 from tigerfg.text import item_text
 
@@ -29,25 +31,25 @@ class Prepared(NamedTuple):
     document: str  # the item's JSON form, the image as an absolute path, an address or null
     content_hash: bytes  # of its picture and its text, which is what is encoded
 
+    @property
+    def unfetched(self) -> bool:
+        """Whether its picture is still behind its address: see `as_stored`."""
+        return is_address(self.item.image)
+
 
 def prepare(
-    entry: Item | Mapping[str, Any] | Rejected, fetched: bytes | InputError | None = None
+    entry: Item | Mapping[str, Any] | Rejected | Prepared, fetched: bytes | InputError | None = None
 ) -> Prepared | Rejected:
-    """Check one item and hash its picture and its text; a reject is handed through.
+    """Check one item and hash its picture and its text; what is done already is handed through.
 
     Args:
         fetched: where the image is an address: its picture, or why there is none.
     """
-    if isinstance(entry, Rejected):
+    if isinstance(entry, (Rejected, Prepared)):
         return entry
     item_id = None
     try:
-        if isinstance(entry, Item):
-            item = entry
-        elif isinstance(entry, Mapping):
-            item = Item.from_dict(entry)
-        else:
-            raise InputError(f"an item is an Item or a dict, not {type(entry).__name__}")
+        item = _as_item(entry)
         item_id = item.item_id if isinstance(item.item_id, str) else None
         item.validate()
         if isinstance(item.image, (str, os.PathLike)):
@@ -60,6 +62,39 @@ def prepare(
         return Prepared(item, document, content_hash(item))
     except InputError as error:
         return Rejected(item_id, str(error))
+
+
+def at_address(entry: Item | Mapping[str, Any] | Rejected | Prepared) -> Item | None:
+    """An entry as an item that is valid and whose picture is to be fetched; None for others."""
+    if isinstance(entry, (Rejected, Prepared)):
+        return None
+    try:
+        item = _as_item(entry)
+        if not is_address(item.image):
+            return None
+        item.validate()
+        return item
+    except InputError:
+        return None
+
+
+def as_stored(item: Item, stored: Known) -> Prepared | None:
+    """A valid item with the content hash of a stored one that has its address and its text, so
+    that its picture need not be fetched if an address stands for its picture; else None."""
+    values = parse_document(stored.document)
+    if values is None or values.get("image") != item.image:
+        return None
+    if item_text(Item.from_dict(values)) != item_text(item):
+        return None
+    return Prepared(item, document_of(item), stored.content_hash)
+
+
+def _as_item(entry: Item | Mapping[str, Any]) -> Item:
+    if isinstance(entry, Item):
+        return entry
+    if isinstance(entry, Mapping):
+        return Item.from_dict(entry)
+    raise InputError(f"an item is an Item or a dict, not {type(entry).__name__}")
 
 
 def stored_path(image: str | os.PathLike) -> str:

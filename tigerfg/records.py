@@ -49,7 +49,7 @@ class Item:
         to ``extra``.
         """
         known, extra = _split(values, {entry.name for entry in fields(cls)})
-        known["item_id"] = _id(known.get("item_id"))
+        known["item_id"] = plain_id(known.get("item_id"))
         known.setdefault("image", None)
         if isinstance(known.get("target_box"), list):
             known["target_box"] = tuple(known["target_box"])
@@ -121,12 +121,12 @@ class Query:
     def from_dict(cls, values: Mapping[str, Any]) -> Query:
         """Build a query from a record, as `Item.from_dict` does."""
         known, extra = _split(values, {entry.name for entry in fields(cls)})
-        known["query_id"] = _id(known.get("query_id"))
+        known["query_id"] = plain_id(known.get("query_id"))
         known.setdefault("image", None)
         if isinstance(known.get("box"), list):
             known["box"] = tuple(known["box"])
         if isinstance(known.get("item_ids"), (list, tuple)):
-            known["item_ids"] = tuple(map(_id, known["item_ids"]))
+            known["item_ids"] = tuple(map(plain_id, known["item_ids"]))
         return cls(**known, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,7 +186,8 @@ def _split(values: Mapping[str, Any], names: set[str]) -> tuple[dict[str, Any], 
     return known, {key: value for key, value in values.items() if key not in names}
 
 
-def _id(value: Any) -> Any:
+def plain_id(value: Any) -> Any:
+    """An id as it is kept: integers become strings."""
     try:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     except ValueError:  # thousands of digits: refused as what it is

@@ -154,6 +154,7 @@ class Searcher(CatalogReader):
         batch_size: int = 32,
         progress: OnProgress = None,
         limits: FetchLimits | None = None,
+        refetch: bool = True,
     ) -> AddReport:
         """Encode and store new items, batch after batch; a batch that is stored stays.
 
@@ -169,11 +170,13 @@ class Searcher(CatalogReader):
                 batch has reached the disk.
             limits: for pictures behind addresses (http, https), which are fetched meanwhile; one
                 that the others have to wait for is overtaken by them, and stored later.
+            refetch: False: an address stands for its picture. Where the stored item has the same
+                address and text, its picture is taken to be the same too and is not fetched.
 
         Raises:
             CatalogError: the disk is full or refuses; the batches before are kept.
         """
-        return self._ingest(items, batch_size, progress, limits, replace=False)
+        return self._ingest(items, batch_size, progress, limits, refetch, replace=False)
 
     def upsert(
         self,
@@ -181,6 +184,7 @@ class Searcher(CatalogReader):
         batch_size: int = 32,
         progress: OnProgress = None,
         limits: FetchLimits | None = None,
+        refetch: bool = True,
     ) -> AddReport:
         """As `add`, but an item whose id is taken replaces the stored one.
 
@@ -188,7 +192,7 @@ class Searcher(CatalogReader):
         description) are as they were, nothing is encoded: only its record, with a new price for
         example, is stored.
         """
-        return self._ingest(items, batch_size, progress, limits, replace=True)
+        return self._ingest(items, batch_size, progress, limits, refetch, replace=True)
 
     def update(
         self, changes: Iterable[Mapping[str, Any] | Rejected], progress: OnProgress = None
@@ -383,6 +387,7 @@ class Searcher(CatalogReader):
         batch_size: int,
         progress: OnProgress,
         limits: FetchLimits | None,
+        refetch: bool,
         replace: bool,
     ) -> AddReport:
         self._collection.require_writer("store items")
@@ -395,6 +400,7 @@ class Searcher(CatalogReader):
                 batch_size=batch_size,
                 progress=progress,
                 limits=limits,
+                refetch=refetch,
             )
 
 
