@@ -110,6 +110,16 @@ def test_entries_of_one_item_stay_in_their_order(searcher, server, tmp_path, mon
         searcher.delete(str(name))
 
 
+def test_an_entry_far_before_changes_what_a_later_one_was_taken_for(searcher, server) -> None:
+    searcher.add([item(server, 7)], limits=QUICK)
+    others = [item(server, 100 + n, f"/ok/{n}") for n in range(20)]
+    entries = [item(server, 7, "/ok/8"), *others, item(server, 7, price=2)]
+    limits = replace(QUICK, ahead=64)  # the last is recognised before the first is stored
+    report = searcher.upsert(entries, batch_size=1, limits=limits, refetch=False)
+    assert counts(report) == (20, 2, 0, 0, [])
+    assert server.asked["/ok/7"] == 3  # at first, of another item, at last
+
+
 @pytest.mark.parametrize("gone", [True, False])
 def test_what_others_write_meanwhile_counts(searcher, server, monkeypatch, gone) -> None:
     """After an item was recognised it is deleted, or another picture takes its place."""
@@ -128,10 +138,11 @@ def test_what_others_write_meanwhile_counts(searcher, server, monkeypatch, gone)
 
     monkeypatch.setattr(collection, "known", and_then)
     asked = server.asked.copy()
-    report = searcher.upsert([item(server, n) for n in range(3)], **KNOWN)
-    assert counts(report) == ((1, 0, 0, 2, []) if gone else (0, 1, 0, 2, []))
+    entries = [item(server, n) for n in range(3)]
+    report = searcher.upsert([*entries, item(server, 1, "/ok/5")], **KNOWN)
+    assert counts(report) == ((1, 1, 0, 2, []) if gone else (0, 2, 0, 2, []))
     assert (server.asked - asked)["/ok/1"] == 1
-    assert searcher.get("u1").image == server.address("/ok/1")
+    assert searcher.get("u1").image == server.address("/ok/5"), "the last one counts"
 
 
 def test_bad_entries_cost_the_others_nothing(searcher, server) -> None:
