@@ -11,8 +11,9 @@ from fakes import FakeBundle, FakeEngine, save_picture
 from picture_server import Server
 
 from tigerfg.decoding import describe_source
-from tigerfg.download import Fetcher, FetchLimits, is_address
+from tigerfg.download import Fetcher, is_address
 from tigerfg.errors import InputError
+from tigerfg.fetch_limits import FetchLimits
 from tigerfg.records import Item
 from tigerfg.searcher import Searcher
 
@@ -140,7 +141,7 @@ def test_a_catalogue_of_addresses(server: Server, tmp_path: Path) -> None:
     "field", ["connections", "ahead", "timeout", "deadline", "max_bytes", "attempts"]
 )
 def test_limits_are_checked(field: str) -> None:
-    with pytest.raises(InputError, match=f"{field} 0"):
+    with pytest.raises(InputError, match=f"{field}: 0; give "):
         FetchLimits(**{field: 0})
 
 
@@ -170,3 +171,10 @@ def test_a_slow_picture_is_overtaken_but_not_by_the_same_item(server: Server, mo
         rest = [value for value, _ in found]
     assert sorted(rest) == sorted([values[0], values[2], *values[17:]])
     assert rest.index(values[0]) < rest.index(values[2])
+
+
+def test_all_connections_are_used(server: Server) -> None:
+    with Fetcher(replace(QUICK, connections=12, ahead=1)) as fetcher:
+        found = fetcher.ahead(range(60), lambda n: server.address(f"/slow/{n % 20}"))
+        assert all(isinstance(content, bytes) for _, content in found)
+    assert server.most > 4

@@ -25,6 +25,7 @@ SERVING = {"engines", "index", "searcher", "encoder", "ingest", "results", "shee
 SERVING |= {
     "verify",
     "download",
+    "fetch_limits",
     "prepare",
     "stage_clock",
     "lazy_encoder",

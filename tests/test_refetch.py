@@ -9,7 +9,7 @@ import pytest
 from fakes import FakeBundle, FakeEngine, save_picture
 from picture_server import Server
 
-from tigerfg.download import FetchLimits
+from tigerfg.fetch_limits import FetchLimits
 from tigerfg.searcher import Searcher
 
 QUICK = FetchLimits(connections=4, ahead=8, timeout=2.0, attempts=1)

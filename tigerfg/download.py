@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tigerfg.decoding import describe_source
 from tigerfg.errors import InputError, MissingExtraError
+from tigerfg.fetch_limits import FetchLimits
 from tigerfg.stage_clock import StageClock
 
 if TYPE_CHECKING:
@@ -22,36 +23,6 @@ T = TypeVar("T")
 
 SCHEMES = ("http://", "https://")
 PATIENCE = 1.0  # seconds that a picture may let the others wait
-
-
-@dataclass(frozen=True)
-class FetchLimits:
-    """What fetching may take.
-
-    Attributes:
-        connections: fetches at once. ahead: pictures that are fetched before they are needed.
-        timeout: seconds for connecting, and between two pieces of an answer.
-        deadline: seconds for one try of a picture, with all of its pieces and redirects.
-        max_bytes: of a picture; a larger one is rejected as soon as that is known.
-        attempts: tries of a picture; what is refused for good (404, ...) is not tried again.
-        longest_wait: seconds between two tries, whatever the server asks for.
-
-    Raises:
-        InputError: a number is out of range.
-    """
-
-    connections: int = 32
-    ahead: int = 128
-    timeout: float = 20.0
-    deadline: float = 120.0
-    max_bytes: int = 32 << 20
-    attempts: int = 4
-    longest_wait: float = 30.0
-
-    def __post_init__(self) -> None:
-        for name in ("connections", "ahead", "timeout", "deadline", "max_bytes", "attempts"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} {getattr(self, name)!r} must be above 0")
 
 
 @dataclass(eq=False)
@@ -91,22 +62,24 @@ class Fetcher:
         values: Iterable[T],
         address: Callable[[T], str | None],
         clock: StageClock | None = None,
-        same: Callable[[T], Hashable] = lambda value: None,
+        same: Callable[[T], Hashable] | None = None,
     ) -> Iterator[tuple[T, bytes | InputError | None]]:
         """Every value with its picture, the next ones being fetched meanwhile.
 
-        In order, but that a picture which has let the others wait for a second is overtaken.
+        In order; with ``same``, a picture which has let the others wait for a second is overtaken.
 
         Args:
             address: of a value's picture; None for none.
             clock: gets the time of waiting, as the stage fetch.
-            same: values for which it gives the same stay in their order; by default all.
+            same: values for which it gives the same stay in their order; None: all.
 
         Yields:
             The value, and its picture's bytes, or why there are none; None without an address.
         """
         waiting: list[_Awaited[T]] = []
         clock = clock or StageClock()
+        same = same or (lambda value: None)
+        most = max(self.limits.ahead, self.limits.connections)
 
         def done() -> tuple[T, bytes | InputError | None]:
             entry = _next(waiting, same, clock)
@@ -118,7 +91,7 @@ class Fetcher:
                 url = address(value)
                 waiting.append(_Awaited(value, None if url is None else self._submit(url)))
                 # values without an address are not held back by those that have one
-                while waiting and (len(waiting) > self.limits.ahead or waiting[0].future is None):
+                while waiting and (len(waiting) > most or waiting[0].future is None):
                     yield done()
             while waiting:
                 yield done()

@@ -8,8 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from tigerfg.download import Fetcher, FetchLimits, is_address
+from tigerfg.download import Fetcher, is_address
 from tigerfg.errors import InputError
+from tigerfg.fetch_limits import FetchLimits
 from tigerfg.index.fate import Fate, fate_of
 from tigerfg.index.stored import Known, Record
 from tigerfg.ingest_run import Given, IngestRun, OnProgress
@@ -50,6 +51,7 @@ def ingest(
     progress: OnProgress,
     limits: FetchLimits | None = None,
     refetch: bool = True,
+    in_order: bool = False,
 ) -> AddReport:
     """Check, encode and store items; reading, fetching, decoding, encoding and storing overlap.
 
@@ -57,6 +59,7 @@ def ingest(
 
     Args:
         refetch: False: an address stands for its picture, see `Searcher.add`.
+        in_order: a picture that the others have to wait for is not overtaken.
     """
     hint = "give an iterable of Item or dict; tigerfg.catalog.read_items reads files"
     given = Given(entries, "items", hint)
@@ -67,7 +70,7 @@ def ingest(
         while True:
             if not refetch:
                 entries = way.recognised(entries)
-            fetched = fetcher.ahead(entries, _address, run.clock, _same)
+            fetched = fetcher.ahead(entries, _address, run.clock, None if in_order else _same)
             way.store(encoder.ahead(way.prepare, fetched, batch_size))
             if not way.held:
                 break

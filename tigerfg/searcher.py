@@ -13,8 +13,8 @@ import numpy as np
 
 from tigerfg.bundle import DEFAULT_MODEL, Bundle
 from tigerfg.catalog_model import Model, as_bundle, open_with_model, recorded_name
-from tigerfg.download import FetchLimits
 from tigerfg.errors import CatalogError, InputError
+from tigerfg.fetch_limits import FetchLimits
 from tigerfg.index.collection import Collection
 from tigerfg.index.gpu import GpuSettings
 from tigerfg.index.index_stats import IndexStats

@@ -33,6 +33,13 @@ def command(
             help="Replace items that changed; encode those whose picture or text did.",
         ),
     ] = False,
+    no_refetch: Annotated[
+        bool,
+        typer.Option(
+            "--no-refetch",
+            help="Stored items of the same address and text have the same picture: not fetched.",
+        ),
+    ] = False,
     split: Annotated[
         str | None, typer.Option("--split", help="Only items whose field split has this value.")
     ] = None,
@@ -42,6 +49,10 @@ def command(
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,
+    connections: options.Connections = options.LIMITS.connections,
+    timeout: options.Timeout = options.LIMITS.timeout,
+    deadline: options.Deadline = options.LIMITS.deadline,
+    attempts: options.Attempts = options.LIMITS.attempts,
 ) -> None:
     """Add items to a catalogue, which is created where there is none, to be searched as --index,
     --target-recall and --memory-budget say (`tigerfg optimize` changes that later).
@@ -50,8 +61,12 @@ def command(
     Items that cannot be used are listed and written to a rejects file; the others are kept. The
     exit code is 0 if at least one item was good, else 1.
     """
+    from tigerfg.fetch_limits import FetchLimits
     from tigerfg.searcher import Searcher
 
+    limits = FetchLimits(
+        connections=connections, timeout=timeout, deadline=deadline, attempts=attempts
+    )
     with Searcher.create(
         catalog,
         model=model,
@@ -65,7 +80,9 @@ def command(
     ) as searcher:
         with ingest_progress("indexing", _line_count(items) if split is None else None) as report:
             put = searcher.upsert if upsert else searcher.add
-            result = put(_entries(items, split), progress=report)
+            result = put(
+                _entries(items, split), progress=report, limits=limits, refetch=not no_refetch
+            )
         print_report(result, searcher)
     if result.added + result.replaced:
         spent = sorted(result.stages.items(), key=lambda stage: -stage[1])

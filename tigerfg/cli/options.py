@@ -7,6 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from tigerfg.fetch_limits import FetchLimits
+
+LIMITS = FetchLimits()
+
 Catalog = Annotated[
     str, typer.Option("--catalog", help="Its directory, or milvus://host:port/collection.")
 ]
@@ -53,6 +57,16 @@ RequireGpu = Annotated[
 ]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; all cores unless told.")
+]
+Connections = Annotated[
+    int, typer.Option("--connections", min=1, help="Pictures behind addresses: fetched at once.")
+]
+Timeout = Annotated[
+    float, typer.Option("--timeout", help="Seconds that a picture's server may be silent.")
+]
+Deadline = Annotated[float, typer.Option("--deadline", help="Seconds for one try of a picture.")]
+Attempts = Annotated[
+    int, typer.Option("--attempts", min=1, help="Tries of a picture, before its item is rejected.")
 ]
 
 
