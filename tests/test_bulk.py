@@ -85,7 +85,7 @@ def test_units_cover_all_rows_once(items, tmp_path):
         (10, 2),
     ]
     assert len({unit.name for unit in job.units}) == 8
-    assert job.missing() == job.units
+    assert job.to_do() == job.units
 
 
 def test_vectors_are_those_of_a_catalogue(items, vectors, tmp_path):
@@ -264,7 +264,7 @@ def test_relative_pictures_are_found_as_read_items_finds_them(tmp_path):
     done = subprocess.run([*CLI, *wanted], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "rejected item_id 'b': " in done.stderr
-    assert "none/*.rejects.jsonl; delete" in done.stderr
+    assert "none/*.rejects.jsonl; --retry-rejects" in done.stderr
 
 
 def test_loading_decides_by_what_is_stored(tmp_path):

@@ -3,8 +3,8 @@
 A node can be lost at any time. Actors are restarted where there is room (``max_restarts=-1``), but
 their tasks are not tried again by Ray (``max_task_retries=0``): a task that waits for an actor that
 has no node left to restart on would wait for ever, and the job with it. Instead the block of a lost
-task counts as failed and is passed over (``max_errored_blocks=-1``), and the units that have no
-file then are done in another round.
+task counts as failed and is passed over (``max_errored_blocks=-1``), and the units of which nothing
+was heard are done in another round.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tigerfg.bulk.job import Job, Settings, Unit
 from tigerfg.bulk.worker import Outcome, UnitEncoder
 from tigerfg.errors import MissingExtraError, TigerfgError
+from tigerfg.fetch_limits import FetchLimits
 
 INIT_DEATHS = 8  # nodes lost one after the other while their actors start
 
@@ -43,8 +44,10 @@ class Cluster:
 class _Actor:
     """One engine, which encodes unit after unit."""
 
-    def __init__(self, settings: Settings, out: str, threads: int | None) -> None:
-        self._encoder = UnitEncoder(settings, out, threads)
+    def __init__(
+        self, settings: Settings, out: str, threads: int | None, limits: FetchLimits | None
+    ) -> None:
+        self._encoder = UnitEncoder(settings, out, threads, limits)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         outcomes = [self._encoder.encode(Unit(**json.loads(text))) for text in batch["unit"]]
@@ -52,9 +55,14 @@ class _Actor:
 
 
 def encode_on_cluster(
-    job: Job, cluster: Cluster, threads: int | None, on_outcome: Callable[[Outcome], object]
+    job: Job,
+    units: Sequence[Unit],
+    cluster: Cluster,
+    threads: int | None,
+    limits: FetchLimits | None,
+    on_outcome: Callable[[Outcome], object],
 ) -> None:
-    """Do the missing units of a job.
+    """Do units of a job.
 
     Turns off Ray Data's collection of usage in this process (RAY_DATA_USAGE_DISABLED).
 
@@ -75,7 +83,7 @@ def encode_on_cluster(
     try:
         if own:
             ray.init(address=cluster.address, log_to_driver=False)
-        _do_rounds(job, cluster, threads, on_outcome)
+        _do_rounds(job, units, cluster, threads, limits, on_outcome)
     except (RayError, ConnectionError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise TigerfgError(f"encoding on the cluster: {reason}") from error
@@ -85,7 +93,12 @@ def encode_on_cluster(
 
 
 def _do_rounds(
-    job: Job, cluster: Cluster, threads: int | None, on_outcome: Callable[[Outcome], object]
+    job: Job,
+    units: Sequence[Unit],
+    cluster: Cluster,
+    threads: int | None,
+    limits: FetchLimits | None,
+    on_outcome: Callable[[Outcome], object],
 ) -> None:
     import ray
 
@@ -93,34 +106,32 @@ def _do_rounds(
     context.max_errored_blocks = -1
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
     context.enable_progress_bars = False
-    failed: set[str] = set()  # by what is wrong with their input: another round would not help
-    while units := [unit for unit in job.missing() if unit.name not in failed]:
-        logger.info("%d units on at most %d actors", len(units), cluster.actors)
-        rows = [{"unit": json.dumps(dataclasses.asdict(unit))} for unit in units]
+    left = {unit.name: unit for unit in units}
+    while left:
+        logger.info("%d units on at most %d actors", len(left), cluster.actors)
+        rows = [{"unit": json.dumps(dataclasses.asdict(unit))} for unit in left.values()]
         outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Actor,
-            fn_constructor_args=(job.settings, job.out, threads),
+            fn_constructor_args=(job.settings, job.out, threads, limits),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
                 min_size=1,
-                max_size=min(cluster.actors, len(units)),
+                max_size=min(cluster.actors, len(left)),
                 max_tasks_in_flight_per_actor=2,  # one waits while one is done
             ),
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus,
             ray_remote_args_fn=_actor_options,
         )
-        done = 0
         for row in outcomes.iter_rows():
             outcome = Outcome(**json.loads(row["outcome"]))
-            done += 1
-            if outcome.error:
-                failed.add(outcome.unit)
+            del left[outcome.unit]
             on_outcome(outcome)
-        if not done:
+        if len(left) == len(rows):
             raise TigerfgError(
-                f"no actor of the cluster could do one of {len(units)} units, such as "
-                f"{units[0].name}; Ray's logs say why; started again, the job goes on where it is"
+                f"no actor of the cluster could do one of {len(left)} units, such as "
+                f"{next(iter(left))}; Ray's logs say why; started again, the job goes on where it "
+                "is"
             )
 
 

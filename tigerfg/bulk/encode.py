@@ -12,6 +12,7 @@ from typing import Any
 from tigerfg.bulk.cluster import Cluster, encode_on_cluster
 from tigerfg.bulk.job import plan_job
 from tigerfg.bulk.worker import SHOWN, Outcome, UnitEncoder
+from tigerfg.fetch_limits import FetchLimits
 
 
 @dataclass
@@ -20,6 +21,7 @@ class EncodeReport:
 
     Attributes:
         units: of the whole job. done: of them by this call; the others were there or failed.
+        kept: of those done, how many had been before with no more rejects: their files stay.
         vectors, rejected: rows that gave which, by this call. shown: the first rejects, in words.
         failed: units without a result, by name: why.
         seconds: the call took. stages: seconds by stage, over all threads and actors.
@@ -27,6 +29,7 @@ class EncodeReport:
 
     units: int
     done: int = 0
+    kept: int = 0
     vectors: int = 0
     rejected: int = 0
     shown: list[str] = field(default_factory=list)
@@ -38,6 +41,7 @@ class EncodeReport:
         rate = self.vectors / self.seconds if self.seconds > 0 else 0.0
         told = f"{self.vectors} vectors in {self.seconds:.1f} s ({rate:.0f}/s), "
         told += f"{self.rejected} rejected; {self.done} of {self.units} units done now"
+        told += f", {self.kept} kept as they were" if self.kept else ""
         return told + (f", {len(self.failed)} failed" if self.failed else "")
 
 
@@ -47,6 +51,8 @@ def encode(
     *,
     cluster: Cluster | None = None,
     threads: int | None = None,
+    limits: FetchLimits | None = None,
+    retry_rejects: bool = False,
     progress: Callable[[EncodeReport], object] | None = None,
     **settings: Any,
 ) -> EncodeReport:
@@ -54,13 +60,16 @@ def encode(
 
     The results, read by `Searcher.load`: for every unit of rows a file ``part-*.vectors.parquet``
     (item_id, content_hash, vector and grounding_map in float16, document), and a file
-    ``part-*.rejects.jsonl`` where rows could not be used: their unit is done all the same; it is
-    done again where its files are deleted.
+    ``part-*.rejects.jsonl`` where rows could not be used: their unit is done all the same.
 
     Args:
         items, out, settings: see `plan_job`.
         cluster: None for this process alone.
         threads: of an engine; None for all cores.
+        limits: for pictures behind addresses; of each actor.
+        retry_rejects: do units again that have rejects, for example of addresses that did not
+            answer; all of their rows, so that the files are those of a job without such rejects.
+            Where no fewer rows are rejected now, the earlier files stay.
         progress: gets the report after every unit.
 
     Raises:
@@ -76,6 +85,7 @@ def encode(
             report.failed[outcome.unit] = outcome.error
         else:
             report.done += 1
+            report.kept += outcome.kept
             report.vectors += outcome.vectors
             report.rejected += outcome.rejected
             report.shown += outcome.shown[: SHOWN - len(report.shown)]
@@ -84,12 +94,13 @@ def encode(
         if progress:
             progress(report)
 
+    units = job.to_do(retry_rejects)
     if cluster is not None:
-        encode_on_cluster(job, cluster, threads, note)
-    elif missing := job.missing():
-        encoder = UnitEncoder(job.settings, job.out, threads)
+        encode_on_cluster(job, units, cluster, threads, limits, note)
+    elif units:
+        encoder = UnitEncoder(job.settings, job.out, threads, limits)
         try:
-            for unit in missing:
+            for unit in units:
                 note(encoder.encode(unit))
         finally:
             encoder.close()

@@ -62,10 +62,14 @@ class Job:
     units: list[Unit]
     out: str
 
-    def missing(self) -> list[Unit]:
-        """The units that are not done yet."""
-        done = set(Storage(self.out).names())
-        return [unit for unit in self.units if unit.name + VECTORS not in done]
+    def to_do(self, retry_rejects: bool = False) -> list[Unit]:
+        """The units that are not done yet; with ``retry_rejects`` also those that have rejects."""
+        there = set(Storage(self.out).names())
+        return [
+            unit
+            for unit in self.units
+            if unit.name + VECTORS not in there or (retry_rejects and unit.name + REJECTS in there)
+        ]
 
 
 def plan_job(

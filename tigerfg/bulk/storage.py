@@ -63,6 +63,17 @@ class Storage:
         """Path of a file in the directory."""
         return f"{self.path.rstrip('/')}/{name}"
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        with self._told(f"read ({name})"):
+            return self._files.get_file_info(self.child(name)).is_file
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if there is one."""
+        if self.has(name):
+            with self._told(f"changed ({name})"):
+                self._files.delete_file(self.child(name))
+
     def make(self) -> None:
         """Make the directory where there is none."""
         with self._told("made"):

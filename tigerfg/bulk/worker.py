@@ -17,6 +17,7 @@ from tigerfg.bulk.storage import Storage
 from tigerfg.bundle import Bundle
 from tigerfg.catalog import located
 from tigerfg.errors import BundleError, InputError
+from tigerfg.fetch_limits import FetchLimits
 from tigerfg.index.stored import Known, Record
 from tigerfg.ingest import ingest
 from tigerfg.lazy_encoder import LazyEncoder
@@ -35,6 +36,7 @@ class Outcome:
         unit: its name. vectors, rejected: how many of its rows gave which.
         shown: the first rejects, in words.
         seconds: it took, and by stage of the ingest. error: why there is no result, "" if there is.
+        kept: it was done before, with no more rejects: those files stay.
     """
 
     unit: str
@@ -44,6 +46,7 @@ class Outcome:
     stages: Mapping[str, float]
     shown: Sequence[str] = ()
     error: str = ""
+    kept: bool = False
 
 
 class UnitEncoder:
@@ -51,23 +54,33 @@ class UnitEncoder:
 
     Args:
         threads: of the engine; None for all cores.
+        limits: for pictures behind addresses.
 
     Raises:
         BundleError: the model here is not that of the job.
     """
 
-    def __init__(self, settings: Settings, out: str, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        out: str,
+        threads: int | None = None,
+        limits: FetchLimits | None = None,
+    ) -> None:
         bundle = Bundle.open(settings.model)
         if bundle.fingerprint != settings.fingerprint:
             raise BundleError(
                 f"the model {settings.model} is another one here ({bundle.fingerprint[:12]}) than "
                 f"where the job was begun ({settings.fingerprint[:12]})"
             )
-        self._settings, self._out = settings, Storage(out)
+        self._settings, self._out, self._limits = settings, Storage(out), limits
         self._encoder = LazyEncoder(bundle, settings.engine, settings.precision, threads)
 
     def encode(self, unit: Unit) -> Outcome:
-        """Encode the rows and write the unit's files; what is wrong with the input is an error."""
+        """Encode the rows and write the unit's files; what is wrong with the input is an error.
+
+        The files of an earlier result stay, unless fewer rows are rejected now.
+        """
         started = time.perf_counter()
         sink = _Sink()
         try:
@@ -78,18 +91,46 @@ class UnitEncoder:
                 replace=False,
                 batch_size=self._settings.batch_size,
                 progress=None,
+                limits=self._limits,
+                in_order=True,  # rows and batches are the same, however slow a server was
             )
-            if report.rejected:
-                lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in report.rejected]
-                self._out.write(unit.name + REJECTS, "".join(lines).encode())
             records = sink.records
-            self._out.write(unit.name + VECTORS, _as_parquet(records, self._settings))
+            before = self._rejected_before(unit)
+            kept = before is not None and before <= len(report.rejected)
+            if not kept:
+                self._write(unit, records, report.rejected, replace=before is not None)
         except InputError as error:
             return Outcome(unit.name, 0, 0, time.perf_counter() - started, {}, error=str(error))
         seconds = time.perf_counter() - started
         shown = [str(one) for one in report.rejected[:SHOWN]]
         counts = len(records), len(report.rejected)
-        return Outcome(unit.name, *counts, seconds, report.stages, shown)
+        return Outcome(unit.name, *counts, seconds, report.stages, shown, kept=kept)
+
+    def _rejected_before(self, unit: Unit) -> int | None:
+        """How many rows an earlier result rejected; None if there is none."""
+        if not self._out.has(unit.name + VECTORS):
+            return None
+        if not self._out.has(unit.name + REJECTS):
+            return 0
+        return self._out.read(unit.name + REJECTS).count(b"\n")
+
+    def _write(
+        self, unit: Unit, records: list[Record], rejected: list[Rejected], replace: bool
+    ) -> None:
+        """Write the files, in an order in which a crash forgets no rejects: the vectors make a unit
+        done, so they come last, or first where they ``replace`` others that have more rejects."""
+        if not replace:
+            self._write_rejects(unit, rejected)
+        self._out.write(unit.name + VECTORS, _as_parquet(records, self._settings))
+        if replace:
+            self._write_rejects(unit, rejected)
+
+    def _write_rejects(self, unit: Unit, rejected: list[Rejected]) -> None:
+        lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in rejected]
+        if lines:
+            self._out.write(unit.name + REJECTS, "".join(lines).encode())
+        else:
+            self._out.remove(unit.name + REJECTS)
 
     def close(self) -> None:
         """Stop the engine."""

@@ -32,9 +32,19 @@ def command(
     unit_rows: Annotated[
         int, typer.Option("--unit-rows", min=1, help="Rows of a unit: what a lost node costs.")
     ] = 4096,
+    retry_rejects: Annotated[
+        bool,
+        typer.Option(
+            "--retry-rejects", help="Do units with rejects again, such as of silent servers."
+        ),
+    ] = False,
     engine: options.Engine = "onnx",
     precision: options.Precision = "fp32",
     threads: options.Threads = None,
+    connections: options.Connections = options.LIMITS.connections,
+    timeout: options.Timeout = options.LIMITS.timeout,
+    deadline: options.Deadline = options.LIMITS.deadline,
+    attempts: options.Attempts = options.LIMITS.attempts,
 ) -> None:
     """Encode parquet files of items into parquet files of vectors, for `tigerfg load`.
 
@@ -45,7 +55,11 @@ def command(
     from tigerfg.bulk.encode import encode
     from tigerfg.bulk.job import REJECTS
     from tigerfg.bulk.worker import SHOWN
+    from tigerfg.fetch_limits import FetchLimits
 
+    limits = FetchLimits(
+        connections=connections, timeout=timeout, deadline=deadline, attempts=attempts
+    )
     cluster = Cluster(address, actors, cpus, gpus) if ray else None
     with progress("encoding") as advance:
         report = encode(
@@ -56,6 +70,8 @@ def command(
             engine=engine,
             precision=precision,
             threads=threads,
+            limits=limits,
+            retry_rejects=retry_rejects,
             batch_size=batch,
             unit_rows=unit_rows,
             progress=lambda now: advance(now.done, now.units),
@@ -67,6 +83,6 @@ def command(
     for reject in report.shown:
         say(f"rejected {reject}")
     if report.rejected:
-        say(f"all rejects: {place}/*{REJECTS}; delete a unit's files to encode its rows again")
+        say(f"all rejects: {place}/*{REJECTS}; --retry-rejects encodes their units again")
     if report.failed or (report.rejected and not report.vectors):
         raise typer.Exit(1)
