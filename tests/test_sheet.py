@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import re
+from base64 import b64decode
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -115,3 +117,53 @@ def test_a_broken_query_picture_is_an_input_error(rows, tmp_path):
 def test_no_rows(tmp_path):
     with pytest.raises(InputError, match="no query"):
         sheet.write_html([], tmp_path / "s.html")
+
+
+def images(page: str) -> list[dict[str, str]]:
+    """Attributes of the page's pictures."""
+    found = []
+
+    class Images(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if tag == "img":
+                found.append(dict(attrs))
+
+    Images().feed(page)
+    return found
+
+
+@pytest.mark.parametrize(("shape", "longer"), [((4, 6), "width"), ((6, 4), "height")])
+def test_html_refers_to_addresses(rows, tmp_path, shape, longer):
+    address = 'https://shop.invalid/a.jpg?w=1&h="><script>alert(1)</script>'
+    far = hit("far", address, title="Far")
+    far.grounding_map = np.full(shape, 1 / 24, np.float32)
+    sheet.write_html([sheet.SheetRow(query=rows[0].query, hits=[far])], tmp_path / "s.html")
+    page = (tmp_path / "s.html").read_text()
+    assert "<script" not in page
+    _, picture, heat = images(page)
+    assert (picture["src"], picture["alt"]) == (address, "Far")
+    assert picture[longer] == str(sheet.TILE)
+    assert {"width", "height"} - {longer} - picture.keys(), "the other side is the browser's"
+    assert heat["class"] == "heat"
+    overlay = Image.open(io.BytesIO(b64decode(heat["src"].partition(",")[2])))
+    # four and a half of six cells of 28 pixels: the picture may end half a cell after the last
+    assert sorted(overlay.size) == [126, 168]
+    assert (overlay.width > overlay.height) == (longer == "width")
+
+
+@pytest.mark.parametrize("image", ["javascript:alert(1)", "ftp://shop/a.jpg", "//shop/a.jpg", None])
+def test_html_refers_to_nothing_else(rows, tmp_path, image):
+    row = sheet.SheetRow(query=rows[0].query, hits=[hit("x", image)])
+    sheet.write_html([row], tmp_path / "s.html")
+    sources = [picture["src"] for picture in images((tmp_path / "s.html").read_text())]
+    assert all(source.startswith("data:image/") for source in sources)
+    assert len(sources) == 3
+
+
+def test_png_says_that_a_picture_is_behind_an_address(rows, tmp_path):
+    drawn = []
+    for image in ("https://shop.invalid/a.jpg", str(tmp_path / "gone.jpg")):
+        row = sheet.SheetRow(query=rows[0].query, hits=[hit("x", image)])
+        sheet.write_png([row], tmp_path / "s.png")
+        drawn.append((tmp_path / "s.png").read_bytes())
+    assert drawn[0] != drawn[1]

@@ -1,7 +1,8 @@
 """Contact sheets: queries, their hits and where the item tower looked, as PNG or as one HTML file.
 
 Both writers take :class:`SheetRow` objects. A hit's picture is shown twice: as it is, and under its
-grounding map. With known ground truth correct hits are framed green.
+grounding map. With known ground truth correct hits are framed green. Nothing is fetched: of a
+picture behind an address the PNG has an empty tile, and the page refers to the address.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tigerfg.download import is_address
 from tigerfg.errors import InputError
 from tigerfg.files import whole_file, write_whole
 from tigerfg.images import ImageSource, load_image
@@ -116,7 +118,9 @@ def write_png(rows: Sequence[SheetRow], path: str | os.PathLike[str], title: str
 
 
 def write_html(rows: Sequence[SheetRow], path: str | os.PathLike[str], title: str = "") -> None:
-    """Write the contact sheet as one self-contained HTML file, pictures inside.
+    """Write the contact sheet as one HTML file, pictures inside.
+
+    Those behind addresses (http, https) are fetched by the browser that shows it.
 
     Raises:
         InputError: as :func:`write_png`.
@@ -131,14 +135,11 @@ def write_html(rows: Sequence[SheetRow], path: str | os.PathLike[str], title: st
             "</figure>"
         ]
         for rank, hit in enumerate(row.hits, start=1):
-            picture = _item_picture(hit)
-            heat = data_uri(heat_overlay(hit.grounding_map, picture.size))
             right = row.correct is not None and hit.item_id in row.correct
             name, detail = (html.escape(text) for text in _describe(hit))
             tiles.append(
                 f'<figure class="{"hit right" if right else "hit"}"><div>'
-                f'<img src="{data_uri(picture)}" alt="{name}">'
-                f'<img class="heat" src="{heat}" alt="grounding map"></div>'
+                f"{_picture_tags(hit, name)}</div>"
                 f"<figcaption><b>{html.escape(_headline(rank, hit))}</b><br>{name}<br>"
                 f"<small>{detail}</small></figcaption></figure>"
             )
@@ -188,8 +189,30 @@ def _item_picture(hit: Hit) -> Image.Image:
         return scaled(load_image(hit.item.image, target_size=TILE))
     except InputError:
         blank = Image.new("RGB", (TILE, TILE), "#e8eaec")
-        ImageDraw.Draw(blank).text((GAP, TILE // 2), "picture missing", fill=PALE, font=_font(13))
+        why = "behind an address" if is_address(hit.item.image) else "picture missing"
+        ImageDraw.Draw(blank).text((GAP, TILE // 2), why, fill=PALE, font=_font(13))
         return blank
+
+
+def _picture_tags(hit: Hit, name: str) -> str:
+    """The picture and the map over it as HTML; the name is escaped already."""
+    if not is_address(hit.item.image):
+        picture = _item_picture(hit)
+        return f'<img src="{data_uri(picture)}" alt="{name}">' + _heat_tag(hit, picture.size)
+    height, width = hit.grounding_map.shape
+    longer = "height" if height > width else "width"  # is a tile's, in pixels
+    cell = TILE / max(height, width)
+    # the picture's other side is known to half a cell: what lies beyond it is cut off
+    size = tuple(min(TILE, round((cells + 0.5) * cell)) for cells in (width, height))
+    return (
+        f'<span><img src="{html.escape(hit.item.image)}" alt="{name}" {longer}="{TILE}" '
+        f'loading="lazy" referrerpolicy="no-referrer">{_heat_tag(hit, size)}</span>'
+    )
+
+
+def _heat_tag(hit: Hit, size: tuple[int, int]) -> str:
+    heat = data_uri(heat_overlay(hit.grounding_map, size))
+    return f'<img class="heat" src="{heat}" alt="grounding map">'
 
 
 def scaled(picture: Image.Image, longest: int = TILE) -> Image.Image:
@@ -251,7 +274,8 @@ _PAGE = Template("""<!doctype html>
  figure.query { margin-right: 16px }
  img { display: block; max-width: 168px }
  img.heat { position: absolute; top: 3px; left: 3px }
- figure.right img.heat { top: 0; left: 0 }
+ figure span { display: inline-block; position: relative; overflow: hidden; vertical-align: top }
+ figure.right img.heat, figure span img.heat { top: 0; left: 0 }
  #heat:not(:checked) ~ section img.heat { display: none }
  small { color: #6a7178; overflow-wrap: anywhere }
 </style></head><body>
