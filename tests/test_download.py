@@ -177,4 +177,4 @@ def test_all_connections_are_used(server: Server) -> None:
     with Fetcher(replace(QUICK, connections=12, ahead=1)) as fetcher:
         found = fetcher.ahead(range(60), lambda n: server.address(f"/slow/{n % 20}"))
         assert all(isinstance(content, bytes) for _, content in found)
-    assert server.most > 4
+    assert server.most > 2

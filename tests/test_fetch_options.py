@@ -56,7 +56,7 @@ def test_connections(command: Command, server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "words"), [("--deadline", "not there after 0.04 s"), ("--timeout", "ReadTimeout")]
+    ("option", "words"), [("--deadline", "not there after 0.04 s"), ("--timeout", "Timeout")]
 )
 def test_slow_servers(command: Command, option: str, words: str) -> None:
     done = command(["/drip", "/drip"], option, "0.04", "--attempts", "1")
