@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tigerfg.settings import Count, NotNegative, Positive, check_fields
+from tigerfg.settings import Checked, Count, NotNegative, Positive
 
 
 @dataclass(frozen=True)
-class FetchLimits:
+class FetchLimits(Checked):
     """What fetching may take.
 
     Attributes:
@@ -31,6 +31,3 @@ class FetchLimits:
     max_bytes: Count = 32 << 20
     attempts: Count = 4
     longest_wait: NotNegative = 30.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
