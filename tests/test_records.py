@@ -33,6 +33,29 @@ def test_item_survives_its_dict():
     assert Item.from_dict(json.loads(json.dumps(item.to_dict()))) == item
 
 
+def test_values_of_numpy_are_taken_as_those_of_python():
+    """As rows of pandas have them."""
+    values = {
+        "item_id": np.int64(7),
+        "image": "a.jpg",
+        "attributes": {"size": np.int64(41), "sizes": [np.int64(41), 42], "new": np.True_},
+        "price": np.float32(9.5),
+        "embedding": np.arange(3),
+    }
+    item = Item.from_dict(values)
+    item.validate()
+    assert item.item_id == "7"
+    assert item.attributes == {"size": 41, "sizes": [41, 42], "new": True}
+    assert item.extra == {"price": 9.5, "embedding": [0, 1, 2]}
+    assert json.loads(json.dumps(item.to_dict()))["attributes"] == item.attributes
+    query = Query.from_dict({"query_id": np.int32(1), "image": "q.jpg", "rank": np.uint8(3)})
+    query.validate()
+    assert (query.query_id, query.extra) == ("1", {"rank": 3})
+    when = Item("a", "a.jpg", attributes={"when": np.datetime64("2026-01-01")})
+    with pytest.raises(InputError, match="attributes is not JSON"):
+        when.validate()
+
+
 def test_query_survives_its_dict():
     values = {
         "query_id": "q",

@@ -26,7 +26,7 @@ class Item:
         image: path, encoded bytes, PIL image or uint8 array; None where only a stored record
             without its picture is at hand.
         title, category, attributes, description: the text that guides the grounding; may be empty.
-            Attributes map names to JSON values.
+            Attributes map names to JSON values; of numpy, numbers and arrays are taken as well.
         target_box: where the product is, ``(x0, y0, x1, y1)`` in pixels of the image as stored;
             used for training and evaluation only.
         extra: fields of the source that tigerfg does not know: kept, not used.
@@ -40,6 +40,10 @@ class Item:
     description: str = ""
     target_box: tuple[float, float, float, float] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("attributes", "extra"):
+            object.__setattr__(self, name, _without_numpy(getattr(self, name)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Item:
@@ -117,6 +121,9 @@ class Query:
     item_ids: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "extra", _without_numpy(self.extra))
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Query:
         """Build a query from a record, as `Item.from_dict` does."""
@@ -188,6 +195,7 @@ def _split(values: Mapping[str, Any], names: set[str]) -> tuple[dict[str, Any], 
 
 def plain_id(value: Any) -> Any:
     """An id as it is kept: integers become strings."""
+    value = _python(value)
     try:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     except ValueError:  # thousands of digits: refused as what it is
@@ -195,10 +203,23 @@ def plain_id(value: Any) -> Any:
 
 
 def _box(box: Sequence[float] | None) -> list[float] | None:
-    """A box as JSON has it, numpy's numbers as Python's."""
-    if box is None:
-        return None
-    return [value.item() if hasattr(value, "item") else value for value in box]
+    """A box as JSON has it."""
+    return None if box is None else [_python(value) for value in box]
+
+
+def _without_numpy(values: Any) -> Any:
+    """A record's fields with Python's values for those of numpy, also in lists."""
+    if not isinstance(values, Mapping):
+        return values  # refused later
+    return {
+        name: [_python(one) for one in value] if isinstance(value, list) else _python(value)
+        for name, value in values.items()
+    }
+
+
+def _python(value: Any) -> Any:
+    """A number or an array of numpy as Python's; anything else as it is."""
+    return value.tolist() if type(value).__module__ == "numpy" else value
 
 
 def _image_path(image: ImageSource | None) -> str | None:
