@@ -19,7 +19,10 @@ import venv
 from pathlib import Path
 
 PACKAGES = ("milvus==2.3.5", "setuptools<81")
-TESTS = ("tests/test_searcher.py", "tests/test_milvus.py", "tests/test_update.py")
+TESTS = tuple(
+    f"tests/test_{name}.py"
+    for name in ("searcher", "milvus", "update", "selection", "settings_changed", "refetch")
+)
 START = 180  # seconds until the server must be usable
 
 
