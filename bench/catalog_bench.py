@@ -22,7 +22,8 @@ import faiss
 import numpy as np
 from conditions import conditions
 from engine_report import markdown
-from index_bench import SLOTS, K, blocks, unit
+from index_contenders import SLOTS
+from index_vectors import K, blocks, unit
 
 from tigerfg.index.collection import Collection
 from tigerfg.index.ivf import IvfIndex

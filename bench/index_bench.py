@@ -1,13 +1,11 @@
-"""Our index beside faiss flat, faiss HNSW, usearch and hnswlib, at equal recall.
+"""Our index beside faiss flat, faiss HNSW and usearch, at equal recall.
 
     python bench/index_bench.py --suite SUITE --items 1000000 --out FOLDER [--results FOLDER]
 
-Vectors: the embeddings of a suite's pictures by the shipped `tiny` (`tigerfg suite SUITE --pairs 0
---eval 5000`), and, to get to millions, children of them: an item moved along the difference of two
-of its near neighbours, so that clusters and local directions are those of real embeddings. Queries:
-the suite's query photos, which no index has seen. Every contender runs in the same process on the
-same vectors; a point is the cheapest setting that reaches a recall, measured again in rounds that
-go through all contenders, since what else the machine does changes by the minute (not with --apart,
+Vectors and queries are of a suite (`tigerfg suite SUITE --pairs 0 --eval 5000`), see
+`index_vectors`; no index has seen the queries. Every contender runs in the same process on the same
+vectors; a point is the cheapest setting that reaches a recall, measured again in rounds that go
+through all contenders, since what else the machine does changes by the minute (not with --apart,
 for more vectors than memory holds five times). What was built is kept in --out.
 """
 
@@ -18,10 +16,9 @@ import gc
 import itertools
 import json
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,34 +28,18 @@ import faiss
 import numpy as np
 from conditions import conditions
 from engine_report import markdown
+from index_contenders import Contender, Search, Setting, faiss_flat, faiss_hnsw, ours, usearch
+from index_vectors import exact, grown, real_embeddings
 
-from tigerfg.index.build import build, next_nprobe, undominated
-from tigerfg.index.factory import spanned
-from tigerfg.index.ivf import INDEX_FILE, IvfIndex
-from tigerfg.index.plan import ROW_BYTES, IndexSettings, list_count
-from tigerfg.index.store import Store
-from tigerfg.index.stored import Record
+from tigerfg.index.build import undominated
+from tigerfg.index.plan import IndexSettings, list_count
 
 HERE = Path(__file__).resolve().parent
-K, RECALLS = 10, (0.90, 0.95, 0.99)
+RECALLS = (0.90, 0.95, 0.99)
 QUERIES, BATCH = 1000, 64
-NEAR = 8  # neighbours whose differences move a child
-AT_ONCE, BLOCK = 4096, 65_536
-SLOTS = 10_000
-MOST_PROBED = 32
 ROUNDS = 15
 SLOW = 5  # ms a query: as good as it gets without rounds
 MOST_S = 20
-OURS = "tigerfg"
-Search = Callable[[np.ndarray], np.ndarray]  # queries (B, E) -> ids (B, K)
-
-
-class Setting(NamedTuple):
-    """A search, and what it asks for: where another asks for less in every way, it is quicker."""
-
-    name: str
-    effort: tuple[int, ...]
-    search: Search
 
 
 class Point(NamedTuple):
@@ -68,231 +49,6 @@ class Point(NamedTuple):
     recall: float
     ms_one: float
     ms_batch: float
-
-
-def real_embeddings(suite: Path, out: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Item and query embeddings of a suite, float32, encoded once."""
-    file = out / "real.npz"
-    if not file.exists():
-        from tigerfg.benchmark.selection import Selection
-        from tigerfg.bundle import Bundle
-        from tigerfg.encoder import Encoder
-        from tigerfg.engines import open_engine
-
-        bundle = Bundle.open("tiny")
-        encoder = Encoder(bundle, open_engine(bundle))
-        items, queries = [], []
-        for layout in ("standard", "cluttered"):
-            chosen = Selection.read(suite / layout, None)
-            encoded = encoder.encode_items(chosen.items)
-            items += [one.embedding for one in encoded]
-            if not queries:
-                queries = list(encoder.encode_queries([(q.image, q.box) for q in chosen.queries]))
-        encoder.close()
-        np.savez(file, items=np.stack(items), queries=np.stack(queries))
-    stored = np.load(file)
-    return stored["items"], stored["queries"]
-
-
-def grown(items: np.ndarray, count: int, file: Path) -> np.ndarray:
-    """`count` vectors, mapped: the real ones first, then children of random ones.
-
-    Float16, as a catalogue stores them: with more digits the truth would not be that of the store.
-    """
-    if not file.exists():
-        rng = np.random.default_rng(0)
-        flat = faiss.IndexFlatIP(items.shape[1])
-        flat.add(items)
-        near = flat.search(items, NEAR + 1)[1][:, 1:]
-        staged = np.lib.format.open_memmap(
-            file.with_suffix(".part"), "w+", np.float16, (count, items.shape[1])
-        )
-        staged[: len(items)] = items[:count]
-        for start in range(len(items), count, AT_ONCE):
-            size = min(AT_ONCE, count - start)
-            parent = rng.integers(0, len(items), size)
-            one = rng.integers(0, NEAR, size)
-            other = (one + rng.integers(1, NEAR, size)) % NEAR  # the same would give a duplicate
-            a, b = near[parent, one], near[parent, other]
-            step = rng.uniform(0.3, 1.0, (size, 1)).astype(np.float32)
-            child = items[parent] + step * (items[a] - items[b])
-            staged[start : start + size] = child / np.linalg.norm(child, axis=1, keepdims=True)
-        staged.flush()
-        file.with_suffix(".part").rename(file)
-    return np.load(file, mmap_mode="r")
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Float32 of length 1."""
-    wide = vectors.astype(np.float32)
-    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
-
-
-def blocks(vectors: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """First rows and vectors of length 1, so many at a time as memory holds."""
-    for start in range(0, len(vectors), BLOCK):
-        yield start, unit(vectors[start : start + BLOCK])
-
-
-def exact(vectors: np.ndarray, queries: np.ndarray, file: Path) -> np.ndarray:
-    """Ids (Q, K) of the nearest vectors, block by block."""
-    if not file.exists():
-        best = faiss.ResultHeap(len(queries), K, keep_max=True)
-        for start, part in blocks(vectors):
-            flat = faiss.IndexFlatIP(vectors.shape[1])
-            flat.add(part)
-            scores, ids = flat.search(queries, K)
-            best.add_result(scores, ids + start)
-        best.finalize()
-        np.save(file, best.I)
-    return np.load(file)
-
-
-class Contender(NamedTuple):
-    """An index that was built: its searches, and what it costs."""
-
-    name: str
-    settings: list[Setting]
-    build_s: float
-    bytes_item: float
-    note: str = ""
-
-
-def ours(vectors: np.ndarray, out: Path, factory: str) -> Contender:
-    """The catalogue's own index on a store of these vectors; memory without the mapped rows."""
-    folder = out / f"store-{len(vectors)}"
-    if not (folder / "catalog.sqlite").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        store = Store.create(
-            folder, model="bench", fingerprint="0" * 64, embedding_dim=vectors.shape[1]
-        )
-        grid = np.ones((1, 1), np.float32)
-        rng = np.random.default_rng(0)
-        for start in range(0, len(vectors), AT_ONCE):
-            part = vectors[start : start + AT_ONCE]
-            store.put(
-                [
-                    Record(f"i{n}", b"", document(n, rng), vector, grid)
-                    for n, vector in enumerate(part, start)
-                ]
-            )
-        store.close()
-    store = Store.open(folder)
-    with store.snapshot():
-        index = IvfIndex.open(store)
-        if index is None or not made_by(factory, index.notes["factory"]):
-            index = build(store, factory, IndexSettings(factory, 0.95))
-            index.save()
-    seconds = sum(index.notes["seconds"].values())
-    size = (folder / INDEX_FILE).stat().st_size + ROW_BYTES * len(vectors)
-    store.close()
-    settings = []
-    for factor in sorted({p["factor"] for p in index.notes["curve"]}):
-        nprobe = 1
-        while nprobe <= min(index.lists, MOST_PROBED):
-            name = f"nprobe {nprobe}, {factor} candidates"
-            settings.append(Setting(name, (nprobe, factor), searcher(index, nprobe, factor)))
-            nprobe = next_nprobe(nprobe)
-    name = f"{OURS} {index.notes['factory']}"
-    return Contender(name, settings, seconds, size / len(vectors), "rows mapped")
-
-
-def made_by(asked: str, made: str) -> bool:
-    """Whether this factory string gives that one, its dimensions filled in."""
-    own, other = spanned(asked), spanned(made)
-    if own is None or other is None:
-        return asked == made
-    return str(own._replace(dims=own.dims or other.dims)) == made
-
-
-def document(number: int, rng: np.random.Generator) -> str:
-    """An item's JSON form, with a field to filter by: a number below SLOTS at random."""
-    return json.dumps({"item_id": f"i{number}", "slot": int(rng.integers(SLOTS))})
-
-
-def searcher(index: IvfIndex, nprobe: int, factor: int) -> Search:
-    def search(queries: np.ndarray) -> np.ndarray:
-        index.notes |= {"nprobe": nprobe, "factor": factor}
-        return index.search(queries, K)[1] - 1  # internal ids count from 1
-
-    return search
-
-
-def faiss_flat(vectors: np.ndarray) -> Contender:
-    started = time.perf_counter()
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    for _, part in blocks(vectors):
-        index.add(part)
-    seconds = time.perf_counter() - started
-    return Contender(
-        "faiss flat",
-        [Setting("exact", (0,), lambda q: index.search(q, K)[1])],
-        seconds,
-        4 * vectors.shape[1],
-    )
-
-
-def faiss_hnsw(vectors: np.ndarray, out: Path, construction: int) -> Contender:
-    file = out / f"hnsw-{len(vectors)}.index"
-    if not file.exists():
-        started = time.perf_counter()
-        index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = construction
-        for _, part in blocks(vectors):
-            index.add(part)
-        seconds = time.perf_counter() - started
-        faiss.write_index(index, str(file))
-        file.with_suffix(".json").write_text(json.dumps(seconds))
-        del index  # there may be no memory for two
-    index = faiss.read_index(str(file))
-
-    def at(ef: int) -> Search:
-        parameters = faiss.SearchParametersHNSW(efSearch=ef)
-        return lambda queries: index.search(queries, K, params=parameters)[1]
-
-    return Contender(
-        f"faiss HNSW32, efConstruction {construction}",
-        [
-            Setting(f"efSearch {ef}", (ef,), at(ef))
-            for ef in (10, 14, 18, 20, 22, 24, 28, 32, 48, 64, 72, 80, 96, 128, 256)
-        ],
-        json.loads(file.with_suffix(".json").read_text()),
-        file.stat().st_size / len(vectors),
-    )
-
-
-def usearch(vectors: np.ndarray, out: Path, dtype: str, threads: int) -> Contender | None:
-    try:
-        from usearch.index import Index
-    except ImportError:
-        return None
-    file = out / f"usearch-{dtype}-{len(vectors)}.index"
-    index = Index(ndim=vectors.shape[1], metric="ip", dtype=dtype, connectivity=32)
-    started = time.perf_counter()
-    if not file.exists():
-        for start, part in blocks(vectors):
-            index.add(np.arange(start, start + len(part)), part, threads=threads)
-        seconds = time.perf_counter() - started
-        index.save(str(file))
-        file.with_suffix(".json").write_text(json.dumps(seconds))
-    index.load(str(file))
-
-    def at(ef: int) -> Search:
-        def search(queries: np.ndarray) -> np.ndarray:
-            index.expansion_search = ef
-            return np.atleast_2d(index.search(queries, K, threads=1).keys).astype(np.int64)
-
-        return search
-
-    return Contender(
-        f"usearch {dtype}",
-        [
-            Setting(f"expansion {ef}", (ef,), at(ef))
-            for ef in (10, 14, 18, 24, 28, 32, 48, 64, 96, 128, 256)
-        ],
-        json.loads(file.with_suffix(".json").read_text()),
-        file.stat().st_size / len(vectors),
-    )
 
 
 def measure(setting: Setting, queries: np.ndarray, truth: np.ndarray) -> Point:
