@@ -51,10 +51,8 @@ class Fetcher:
 
     def __exit__(self, *exception: object) -> None:
         if self._loop is not None:
-            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-            self._loop.close()
             self._loop = None
 
     def ahead(
@@ -114,17 +112,30 @@ class Fetcher:
             raise MissingExtraError("fetching pictures", "httpx and tenacity", "url") from error
         limits = self.limits
         self._free = asyncio.Semaphore(limits.connections)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="tigerfg-fetch", daemon=True
-        )
-        self._thread.start()
         self._client = httpx.AsyncClient(
             limits=httpx.Limits(max_connections=limits.connections),
             timeout=httpx.Timeout(limits.timeout, pool=None),
             follow_redirects=True,
             max_redirects=5,
         )
+        loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._run, args=(loop,), name="tigerfg-fetch", daemon=True
+        )
+        try:
+            self._thread.start()
+        except BaseException:  # of a signal's handler: it may run
+            loop.call_soon_threadsafe(loop.stop)
+            raise
+        self._loop = loop
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The thread: until the loop is stopped, then it ends what goes on there."""
+        try:
+            loop.run_forever()
+            loop.run_until_complete(self._stop())
+        finally:
+            loop.close()
 
     async def _stop(self) -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

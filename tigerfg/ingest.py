@@ -127,6 +127,8 @@ class _Way:
         """Encode what is to be stored; a batch is written while the next one is encoded."""
         batches = self.encoder.stream_items(self._wanted(checked), self.batch_size, self.run.clock)
         with ThreadPoolExecutor(1, "tigerfg-store") as writer:
+            # A thread whose start is interrupted is not waited for: it has nothing to store yet.
+            writer.submit(int).result()
             writing: tuple[Future[int], list[str], int] | None = None
             try:
                 for batch in batches:

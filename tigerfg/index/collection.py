@@ -310,6 +310,7 @@ class Collection:
         """
         with self._lock:
             if self._closed:
+                self._store.close()  # where that was interrupted
                 return
             self._keeper.retire()
         try:

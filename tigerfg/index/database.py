@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from io import FileIO
 from pathlib import Path
 from urllib.parse import quote
 
@@ -112,7 +113,7 @@ def _require_empty(path: Path, fresh: str) -> None:
 
 def create_database(
     path: Path, model: str, fingerprint: str, embedding_dim: int, settings: IndexSettings
-) -> int:
+) -> FileIO:
     """Make an empty store in a new or empty directory; returns the writer's lock.
 
     The file appears complete or not at all.
@@ -145,10 +146,10 @@ def create_database(
         os.replace(fresh, path / STORE_FILE)
         fsync_directory(path)
     except OSError as error:
-        os.close(lock)
+        lock.close()
         raise CatalogError(f"cannot create a catalogue in {path}: {error.strerror}") from error
     except BaseException:
-        os.close(lock)
+        lock.close()
         raise
     return lock
 
@@ -206,34 +207,38 @@ def frozen_state(path: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def lock_for_writing(path: Path) -> int:
-    """Take the writer's lock of a directory; closing the returned descriptor gives it back."""
+def lock_for_writing(path: Path) -> FileIO:
+    """Take the writer's lock of a directory; closing the returned file gives it back."""
     try:
-        descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # not a descriptor, which an exception of a signal's handler would lose with its lock
+        file = open(path / LOCK_FILE, "a+b", buffering=0)  # noqa: SIM115
     except OSError as error:
         raise CatalogError(
             f"cannot write to {path}: {error.strerror}; to search only, open it read-only"
         ) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):  # for messages: a full disk keeps no one out
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
     except OSError as error:
-        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
+        holder = os.pread(file.fileno(), 32, 0).decode(errors="replace").strip() or "unknown"
+        file.close()
         raise CatalogError(
             f"{path} is open for writing already (process {holder}): close that one first, "
             "or open this one read-only"
         ) from error
-    with contextlib.suppress(OSError):  # the number is for messages: a full disk keeps no one out
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
-def unlock(descriptor: int, process: int) -> None:
+def unlock(file: FileIO, process: int) -> None:
     """Give the writer's lock back; a forked child only closes its descriptor of it."""
     if os.getpid() == process:  # while children hold that too, closing it would not do
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
+        fcntl.flock(file, fcntl.LOCK_UN)
+    file.close()
 
 
 @contextlib.contextmanager

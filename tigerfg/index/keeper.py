@@ -242,8 +242,10 @@ class IndexKeeper:
         """Write the files of the current index and remove those of others."""
         self._save()
         if isinstance(self._index, IvfIndex) and self._building.acquire(blocking=False):
-            self._index.sweep()  # while none is built, whose vectors would go too
-            self._building.release()
+            try:
+                self._index.sweep()  # while none is built, whose vectors would go too
+            finally:
+                self._building.release()
 
     @property
     def building_here(self) -> bool:
@@ -251,11 +253,13 @@ class IndexKeeper:
         return self._building.locked() and self._builds == threading.get_ident()
 
     def _save(self) -> None:
-        if self._index is None:
+        index, self._index = self._index, None  # as in `current`
+        if index is None:
             return
         with self._saving:
-            saved = not _ENDING.is_set() and self._index.save()
-        own = ivf.INDEX_FILE if isinstance(self._index, IvfIndex) else flat.INDEX_FILE
+            saved = not _ENDING.is_set() and index.save()
+        self._index = index
+        own = ivf.INDEX_FILE if isinstance(index, IvfIndex) else flat.INDEX_FILE
         if saved:
             for name in set(FILES) - {own}:
                 with contextlib.suppress(OSError):

@@ -15,6 +15,7 @@ import sqlite3
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Store(StoreReader):
         path: Path,
         db: sqlite3.Connection,
         meta: StoreMeta,
-        lock: int | None,
+        lock: FileIO | None,
         frozen: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(path, db, meta)
@@ -84,13 +85,13 @@ class Store(StoreReader):
         return cls._open(path, lock_for_writing(path) if locking else None)
 
     @classmethod
-    def _open(cls, path: Path, lock: int | None) -> Store:
+    def _open(cls, path: Path, lock: FileIO | None) -> Store:
         try:
             frozen = frozen_state(path) if lock is None else None
             return cls(path, *open_database(path, read_only=lock is None), lock, frozen)
         except BaseException:
             if lock is not None:
-                os.close(lock)
+                lock.close()
             raise
 
     @property
@@ -197,9 +198,11 @@ class Store(StoreReader):
 
     def close(self) -> None:
         """Close the file and let the next writer in."""
-        self._db.close()
-        if self._unlock is not None:
-            self._unlock()
+        try:
+            self._db.close()
+        finally:
+            if self._unlock is not None:
+                self._unlock()
 
     def _remove(self, found: Sequence[tuple[int, str, str]]) -> int:
         """Items by id, item_id and document; returns how many."""
