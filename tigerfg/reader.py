@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -36,6 +36,12 @@ class CatalogReader:
     def __init__(self, collection: Collection | MilvusCollection, encoder: LazyEncoder) -> None:
         self.model = encoder.bundle
         self._collection, self._encoder = collection, encoder
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled or copied: open the catalogue where it is "
+            "needed, read_only=True beside others"
+        )
 
     def search(
         self, image: ImageSource, box: Box | None = None, k: int = 10, where: Where | None = None

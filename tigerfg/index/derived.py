@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -53,6 +54,17 @@ def import_faiss() -> Any:
     except ImportError as error:
         raise MissingExtraError("the vector index", "faiss-cpu", "cpu") from error
     return faiss
+
+
+def _work_alone() -> None:
+    """In a forked child: GNU's OpenMP would wait without end for the threads of a team that the
+    thread which forked has used before. Other threads of the child get teams of their own."""
+    set_threads = getattr(sys.modules.get("faiss"), "omp_set_num_threads", None)
+    if set_threads is not None:  # it is imported, to its end
+        set_threads(1)
+
+
+os.register_at_fork(after_in_child=_work_alone)
 
 
 def save_index(path: Path, store: Store, loaded: Loaded) -> bool:

@@ -1,0 +1,52 @@
+"""A catalogue and more processes than the one that opened it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import FakeBundle, FakeEngine
+
+from tigerfg import Searcher
+
+
+@pytest.mark.parametrize("index", ["flat", "IVF2,SQfp16"])
+def test_a_child_forked_after_a_search_searches_for_itself(tmp_path: Path, index: str) -> None:
+    """As of a server that answers a first query and forks its workers then."""
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np
+from pathlib import Path
+from test_interrupted import make
+from test_store import found, record, vector
+from tigerfg.index.collection import Collection
+path = Path({str(tmp_path)!r}) / "cat"
+queries = np.stack([vector(n) for n in range(64)])
+collection = make(path, {index!r})
+collection.put([record(n) for n in range(200)])
+collection.optimize()
+collection.search(queries, 3)
+child = os.fork()
+if not child:
+    reader = Collection.open(path, read_only=True)
+    reader.search(queries, 3)
+    os._exit(0 if found(reader, 7) == ["i7"] else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    threads = os.environ | {"OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=threads)
+
+
+@pytest.mark.parametrize("move", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_searcher_is_not_taken_to_another_process(tmp_path: Path, move) -> None:
+    with (
+        Searcher.create(tmp_path / "cat", FakeBundle(), engine=FakeEngine()) as searcher,
+        pytest.raises(TypeError, match="open the catalogue where it is needed"),
+    ):
+        move(searcher)
