@@ -80,6 +80,12 @@ def test_a_bad_address_is_one_line(url: str) -> None:
     assert "\n" not in str(found)
 
 
+def test_a_server_that_is_not_there_is_told_as_such() -> None:
+    with Fetcher(replace(QUICK, attempts=1)) as fetcher:
+        [(_, found)] = fetcher.ahead(["http://127.0.0.1:9/x.png"], str)
+    assert str(found).startswith("http://127.0.0.1:9/x.png: [Errno 111] ")
+
+
 def test_an_answer_that_only_drips_ends_at_the_deadline(server: Server) -> None:
     limits = replace(QUICK, deadline=0.3, connections=1)
     with Fetcher(limits) as fetcher:

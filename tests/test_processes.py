@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import pickle
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fakes import FakeBundle, FakeEngine
 
 from tigerfg import Searcher
+from tigerfg.engines import openvino
+from tigerfg.errors import CatalogError, EngineError
 
 
 @pytest.mark.parametrize("index", ["flat", "IVF2,SQfp16"])
@@ -50,3 +55,37 @@ def test_a_searcher_is_not_taken_to_another_process(tmp_path: Path, move) -> Non
         pytest.raises(TypeError, match="open the catalogue where it is needed"),
     ):
         move(searcher)
+
+
+def test_openvino_is_refused_in_a_process_forked_after_its_start(monkeypatch) -> None:
+    """There it would wait without end for threads of the other one."""
+    pytest.importorskip("openvino")
+    core, version, process = openvino._core()
+    monkeypatch.setattr(openvino, "_core", lambda: (core, version, process + 1))
+    with pytest.raises(EngineError, match="before this one was forked"):
+        openvino.OpenVinoRunner(Path("query.onnx"), "query", "fp32", 1, None)
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process may not open one more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)  # the next one that is free
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_too_many_open_files_are_told(tmp_path: Path) -> None:
+    with Searcher.create(tmp_path / "cat", FakeBundle(), engine=FakeEngine()) as searcher:
+        with no_more_files():
+            with pytest.raises(CatalogError, match="Too many open files"):
+                Searcher.create(tmp_path / "other", FakeBundle())
+            with pytest.raises(CatalogError, match="too many open files"):
+                Searcher.open(tmp_path / "cat", FakeBundle(), read_only=True)
+            with pytest.raises(CatalogError, match="too many open files"):
+                searcher.snapshot(tmp_path / "copy")
+        assert searcher.delete("a") == 0

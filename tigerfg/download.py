@@ -165,10 +165,7 @@ class Fetcher:
         except asyncio.TimeoutError:
             return InputError(f"{url}: not there after {self.limits.deadline:g} s")
         except Exception as error:  # of an address alone a dozen kinds, some of them in groups
-            while parts := getattr(error, "exceptions", None):
-                error = parts[0]
-            reason = " ".join(str(error).split()) or type(error).__name__
-            return InputError(f"{describe_source(url)}: {reason}")
+            return InputError(f"{describe_source(url)}: {_reason(error)}")
 
     async def _get(self, url: str) -> bytes:
         async with self._free:  # waiting for others does not count
@@ -215,6 +212,19 @@ def _next(
                 return entry
         with clock.measure("fetch"):
             wait([entry.future for entry in first.values()], return_when=FIRST_COMPLETED)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a fetch failed, in one line: what the system said, if it did."""
+    while parts := getattr(error, "exceptions", None):
+        error = parts[0]
+    cause: BaseException | None = error  # "All connection attempts failed" has one
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return " ".join(str(cause).split())
+        parts = getattr(cause, "exceptions", None)
+        cause = parts[0] if parts else cause.__cause__ or cause.__context__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _worth_another_try(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,12 @@ class OpenVinoRunner:
     def __init__(
         self, path: Path, tower: str, precision: str, threads: int, shapes: TowerShapes
     ) -> None:
-        self._core, version = _core()
+        self._core, version, process = _core()
+        if process != os.getpid():
+            raise EngineError(
+                f"openvino was started by process {process} before this one was forked from it, "
+                "and hangs here: start it after the fork only, or choose another engine"
+            )
         self.precision = precision
         self.version = f"openvino {version}"
         self._path, self._tower, self._shapes = path, tower, shapes
@@ -103,8 +109,9 @@ class OpenVinoRunner:
 
 
 @functools.cache
-def _core() -> tuple[Any, str]:
-    """OpenVINO's core and version: one core for the process, which is never given back.
+def _core() -> tuple[Any, str, int]:
+    """OpenVINO's core, its version and the process that made it: one core for the process, which is
+    never given back.
 
     With the last core OpenVINO 2026.4 unloads its plugins, and the next signal that reaches Python
     (Ctrl-C) then crashes the process.
@@ -113,7 +120,7 @@ def _core() -> tuple[Any, str]:
         import openvino
     except ImportError as error:
         raise MissingExtraError("the engine 'openvino'", "openvino", "cpu") from error
-    return openvino.Core(), openvino.__version__.split("-")[0]
+    return openvino.Core(), openvino.__version__.split("-")[0], os.getpid()
 
 
 def _blocks(batch: int) -> list[tuple[int, int, int]]:

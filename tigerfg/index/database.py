@@ -50,7 +50,7 @@ _HINTS = {  # words in SQLite's message -> what they mean to the user
     "not a database": f"{STORE_FILE} is damaged or no SQLite file",
     "malformed": f"{STORE_FILE} is damaged",
     "readonly": "no permission to write there",
-    "unable to open": "no permission, or the file is gone",
+    "unable to open": "no permission, too many open files, or the file is gone",
     "locked": "another process keeps it locked",
     "I/O error": "the disk or its quota refuses",
     "closed database": "the catalogue is closed",
@@ -121,10 +121,10 @@ def create_database(
     fresh = path / f"{STORE_FILE}.new"
     try:
         path.mkdir(parents=True, exist_ok=True)
+        _require_empty(path, fresh.name)  # before a lock file is left in a folder of somebody else
     except OSError as error:
         raise CatalogError(f"cannot create a catalogue in {path}: {error.strerror}") from error
     meta = StoreMeta.new(model, fingerprint, embedding_dim, settings)
-    _require_empty(path, fresh.name)  # before a lock file is left in a folder of somebody else
     lock = lock_for_writing(path)
     try:
         _require_empty(path, fresh.name)
