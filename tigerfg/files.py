@@ -66,6 +66,19 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def engines_cache() -> Path:
+    """What engines keep between processes: a folder in the user's cache directory.
+
+    A user whom the system does not know, as in a container that runs under any number, has / for a
+    home, and nothing is kept there.
+    """
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        root = "/.cache"
+    return Path(root) / "tigerfg" / "engines"
+
+
 def publish(staged: Path, out: Path, old: Path) -> None:
     """Move a folder into place: the new one is there, or still the old one, never half.
 

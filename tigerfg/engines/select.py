@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from tigerfg.engines.base import Arrays, Runner, TowerShapes, installed
 from tigerfg.engines.cpu import cpu
 from tigerfg.engines.sidecar import write_file
 from tigerfg.errors import EngineError, TigerfgError
+from tigerfg.files import engines_cache
 
 if TYPE_CHECKING:
     from tigerfg.bundle import Bundle
@@ -124,14 +124,13 @@ def cache_file(
     bundle: Bundle, tower: str, requested: tuple[tuple[str, str], ...], threads: int
 ) -> Path:
     """Where a choice is remembered."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     versions = {name: importlib.metadata.version(PACKAGES[name]) for name in installed(PACKAGES)}
     manifest = bundle.manifest  # the fingerprint is the checkpoint's: other exports share it
     files = [manifest["towers"][tower][_graph(kind)]["sha256"] for _, kind in requested]
     files.append(manifest.get("weights", {}).get("sha256"))
     key = (bundle.fingerprint, files, tower, requested, threads, cpu(), sorted(versions.items()))
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
-    return Path(root) / "tigerfg" / "engines" / f"{digest}.json"
+    return engines_cache() / f"{digest}.json"
 
 
 def _requested(bundle: Bundle, engine: str, precision: str) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,6 @@ import dataclasses
 import fcntl
 import hashlib
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from tigerfg.engines.sidecar import Sidecar
 from tigerfg.engines.trt_engine import LoadedEngine
 from tigerfg.engines.trt_library import Builder
 from tigerfg.errors import EngineError
+from tigerfg.files import engines_cache
 
 if TYPE_CHECKING:
     from tigerfg.gpu_bundle import GpuPart
@@ -155,8 +155,7 @@ def _place(folder: Path) -> Iterator[Path]:
 
 def cache_folder(identity: str) -> Path:
     """Where the engines of a graph are kept: in the user's cache directory."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "tigerfg" / "engines" / identity[:16]
+    return engines_cache() / identity[:16]
 
 
 def _timing_cache(folder: Path, builder: Builder, cuda: Cuda) -> Path | None:

@@ -160,7 +160,7 @@ def open_database(path: Path, read_only: bool) -> tuple[sqlite3.Connection, Stor
         problem = f"holds no {STORE_FILE}" if path.is_dir() else "is no directory"
         raise CatalogError(f"{path} is no catalogue: it {problem}; create one there first")
     file = path / STORE_FILE
-    uri = f"file:{quote(str(file))}?mode={'ro' if read_only else 'rw'}"
+    uri = f"file:{quote(os.fsencode(file))}?mode={'ro' if read_only else 'rw'}"
     if read_only and frozen_state(path) is not None:
         uri += "&immutable=1"
     with explained(path, "open the catalogue"):
