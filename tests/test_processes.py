@@ -9,11 +9,14 @@ import pickle
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fakes import FakeBundle, FakeEngine
+from test_interrupted import make
+from test_store import found, record
 
 from tigerfg import Searcher
 from tigerfg.engines import openvino
@@ -89,3 +92,25 @@ def test_too_many_open_files_are_told(tmp_path: Path) -> None:
             with pytest.raises(CatalogError, match="too many open files"):
                 searcher.snapshot(tmp_path / "copy")
         assert searcher.delete("a") == 0
+
+
+def test_without_a_thread_to_be_had_what_is_stored_is_told_so(tmp_path: Path, monkeypatch) -> None:
+    """A container may have so many threads and no more."""
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name == "tigerfg-index":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with contextlib.closing(make(tmp_path / "cat", "IVF2,SQfp16")) as collection:
+        assert found(collection, 1) == []
+        assert collection.put([record(n) for n in range(100)]) == 0
+        assert found(collection, 7) == ["i7"]
+        collection._keeper.wait()
+        assert collection.stats().kind == "flat"
+        monkeypatch.undo()
+        assert found(collection, 7) == ["i7"]
+        collection._keeper.wait()
+        assert collection.stats().kind == "IVF2,SQfp16"

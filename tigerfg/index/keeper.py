@@ -167,10 +167,12 @@ class IndexKeeper:
         if self._retired or (self._builder is not None and self._builder.is_alive()):
             return
         if factory := self.due():
-            self._builder = threading.Thread(
+            builder = threading.Thread(
                 target=self._try_build, args=(factory,), name="tigerfg-index", daemon=True
             )
-            self._builder.start()
+            with contextlib.suppress(RuntimeError):  # no thread is to be had: the next call tries
+                builder.start()
+                self._builder = builder
 
     def build(
         self,
