@@ -20,7 +20,7 @@ class Items:
     """What `VectorRows` asks of a store: items by id, the last of them the number of writes."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.number, self.read_only = path, 0, False
+        self.path, self.number, self.read_only, self.replaced = path, 0, False, False
         self.meta = SimpleNamespace(embedding_dim=DIM, catalog_id="a")
         self.vectors: dict[int, np.ndarray] = {}
 

@@ -342,6 +342,7 @@ class Searcher(CatalogReader):
         if self._collection.folder is None:
             raise CatalogError(f"{self._collection.path}: make backups with Milvus's own tools")
         target = Path(path).absolute()
+        self._collection.require_place("write a snapshot")
         copy_catalog(self._collection.folder, target)
         return target
 

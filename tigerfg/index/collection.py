@@ -135,6 +135,10 @@ class Collection:
         with self._exclusive() as store:
             store.require_writer(action)
 
+    def require_place(self, action: str) -> None:
+        """CatalogError if the directory holds this catalogue no more."""
+        self._store.require_place(action)
+
     def __len__(self) -> int:
         with self._exclusive() as store:
             return len(store)
@@ -275,6 +279,7 @@ class Collection:
             How many items there are, what is wrong (a line each), and ``sample`` items at random.
         """
         with contextlib.closing(Store.open(self.path, read_only=True)) as store:
+            self._store.require_place("check the catalogue")
             with store.snapshot():
                 problems = store.check()
                 count, chosen = len(store), store.sample(sample, seed) if sample else []

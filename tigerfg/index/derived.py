@@ -172,6 +172,8 @@ def _checked(file: BinaryIO, store: Store) -> _Trailer:
 
 def _trailer(file: BinaryIO, store: Store) -> _Trailer:
     """The trailer of an index file; ValueError if it is not of this store."""
+    if store.replaced:
+        raise ValueError("its directory holds another catalogue by now")
     size = file.seek(0, os.SEEK_END) - _TRAILER.size - _CRC.size
     if size < 0:
         raise ValueError("it is truncated")

@@ -193,6 +193,7 @@ class IndexKeeper:
         path = self._store.path
         with self._building, contextlib.closing(Store.open(path, read_only=True)) as store:
             self._builds = threading.get_ident()
+            self._store.require_place("build an index")
             with store.snapshot():
                 built = build(store, factory, asked, queries)
             with self._lock:
@@ -242,6 +243,9 @@ class IndexKeeper:
 
     def save(self) -> None:
         """Write the files of the current index and remove those of others."""
+        if self._store.replaced:
+            logger.warning("%s holds another catalogue by now: no index saved", self._store.path)
+            return
         self._save()
         if isinstance(self._index, IvfIndex) and self._building.acquire(blocking=False):
             try:
@@ -255,9 +259,9 @@ class IndexKeeper:
         return self._building.locked() and self._builds == threading.get_ident()
 
     def _save(self) -> None:
-        index, self._index = self._index, None  # as in `current`
-        if index is None:
+        if self._index is None or self._store.replaced:
             return
+        index, self._index = self._index, None  # as in `current`
         with self._saving:
             saved = not _ENDING.is_set() and index.save()
         self._index = index

@@ -99,6 +99,19 @@ class Store(StoreReader):
         """Whether writes are refused."""
         return self._unlock is None
 
+    @property
+    def replaced(self) -> bool:
+        """Whether its directory was removed, or holds another catalogue by now, such as a copy of
+        this one that went its own way: files there are not about this store."""
+        return file_of(self.path) != self._file
+
+    def require_place(self, action: str) -> None:
+        """CatalogError if the directory holds this catalogue no more."""
+        if self.replaced:
+            raise CatalogError(
+                f"cannot {action}: {self.path} was removed, or replaced by another catalogue"
+            )
+
     def require_writer(self, action: str) -> None:
         """CatalogError if the catalogue is open for reading only."""
         if self.read_only:
@@ -110,9 +123,12 @@ class Store(StoreReader):
         if self._frozen is None or self._db.in_transaction:
             return
         if self._frozen != (now := frozen_state(self.path)):
-            db, _ = open_database(self.path, read_only=True)
-            self._db.close()
-            self._db, self._frozen = db, now
+            db, meta = open_database(self.path, read_only=True)
+            if meta.catalog_id == self.meta.catalog_id:
+                self._db, db = db, self._db
+                self._file = file_of(self.path)
+            db.close()
+            self._frozen = now
 
     def put(self, records: Sequence[Record], replace: bool = False) -> int:
         """Store a batch in one transaction; on return it is on the disk.
@@ -237,10 +253,7 @@ class Store(StoreReader):
     @contextlib.contextmanager
     def _writing(self, action: str) -> Iterator[None]:
         self.require_writer(action)
-        if file_of(self.path) != self._file:
-            raise CatalogError(
-                f"cannot {action}: {self.path} was removed, or replaced by another catalogue"
-            )
+        self.require_place(action)
         with explained(self.path, action):
             self._require_outermost()
             try:

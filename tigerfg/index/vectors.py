@@ -119,6 +119,8 @@ class VectorRows:
 
     def save(self) -> None:
         """Append what the file lacks; a failure is logged, never raised."""
+        if self._store.replaced:
+            return
         try:
             crc = self._append()
             self._stamp(crc)
@@ -137,6 +139,8 @@ class VectorRows:
 
     def sweep(self) -> None:
         """Remove the files of others: of builds that were replaced or died."""
+        if self._store.replaced:
+            return
         for file in self._store.path.glob("vectors-*.f16"):
             if file.name != self._name and _NAME.fullmatch(file.name):
                 with contextlib.suppress(OSError):
@@ -288,6 +292,8 @@ def check_vectors(store: Store) -> list[str]:
 
 def _read_stamp(store: Store) -> dict[str, Any]:
     """The stamp of this store's vectors; ValueError if it is not."""
+    if store.replaced:
+        raise ValueError("their directory holds another catalogue by now")
     stamp = _checked_stamp((store.path / STAMP_FILE).read_text())
     if stamp["catalog_id"] != store.meta.catalog_id:
         raise ValueError("they belong to another catalogue")
