@@ -79,6 +79,29 @@ def test_the_writer_of_a_directory_that_was_swapped_leaves_the_other_alone(
         assert searcher.search(picture(2007), k=1)[0].item_id == "i7"
 
 
+@pytest.mark.parametrize("index", ["flat", "IVF2,SQfp16"])
+def test_a_reader_where_it_may_not_write_follows_a_copy_that_went_its_own_way(
+    tmp_path: Path, monkeypatch, index: str
+) -> None:
+    options = {"model": FakeBundle(), "engine": FakeEngine()}
+    with Searcher.create(tmp_path / "live", index=index, **options) as searcher:
+        searcher.add([{"item_id": f"i{n}", "image": picture(n)} for n in range(100)])
+        searcher.optimize()
+        searcher.snapshot(tmp_path / "copy")
+        searcher.upsert([{"item_id": "i7", "image": picture(1007), "price": 1}])
+    with Searcher.open(tmp_path / "copy", **options) as other:
+        other.upsert([{"item_id": "i8", "image": picture(2008), "price": 1}])
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with Searcher.open(tmp_path / "live", read_only=True, **options) as reader:
+        [hit] = reader.search(picture(1007), where={"price": 1})
+        assert hit.item_id == "i7"
+        (tmp_path / "live").rename(tmp_path / "old")
+        (tmp_path / "copy").rename(tmp_path / "live")
+        [hit] = reader.search(picture(2008), where={"price": 1})
+        assert (hit.item_id, round(hit.score, 3)) == ("i8", 1.0)
+        assert reader.search(picture(7), k=1)[0].score > 0.999
+
+
 def test_a_reader_where_it_may_not_write_does_not_take_up_another_catalogue(
     tmp_path: Path, monkeypatch
 ) -> None:

@@ -46,16 +46,21 @@ class Collection:
     """
 
     def __init__(self, store: Store, gpu: GpuSettings) -> None:
-        self._store, self._selected = store, SelectedIds()
+        self._store, self._gpu = store, gpu
         self._changed = self._closed = False
         self._inside: int | None = None  # the thread that is in a call
         self._process = os.getpid()
         self._lock = threading.RLock()
         try:
-            self._keeper = IndexKeeper(store, self._lock, gpu)
+            self._start()
         except BaseException:
             store.close()
             raise
+
+    def _start(self) -> None:
+        """Forget all that derives from the store."""
+        self._selected = SelectedIds()
+        self._keeper = IndexKeeper(self._store, self._lock, self._gpu)
 
     @classmethod
     def create(
@@ -345,7 +350,9 @@ class Collection:
             try:
                 if outer != self._inside:  # none of this thread's calls goes on around this one
                     self._store.leave_transaction()
-                    self._store.refresh()
+                    if self._store.refresh():
+                        self._keeper.retire()
+                        self._start()
                 yield self._store
             finally:
                 self._inside = outer

@@ -117,18 +117,25 @@ class Store(StoreReader):
         if self.read_only:
             raise CatalogError(f"cannot {action}: {self.path} is open for reading only")
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         """See what others wrote where a connection does not: one that cannot make WAL's files takes
-        the store as unchanging (`frozen_state`)."""
+        the store as unchanging (`frozen_state`).
+
+        Returns whether it is another file now, perhaps of a copy that went its own way. One of
+        another catalogue is not taken up.
+        """
         if self._frozen is None or self._db.in_transaction:
-            return
-        if self._frozen != (now := frozen_state(self.path)):
-            db, meta = open_database(self.path, read_only=True)
-            if meta.catalog_id == self.meta.catalog_id:
-                self._db, db = db, self._db
-                self._file = file_of(self.path)
-            db.close()
-            self._frozen = now
+            return False
+        if self._frozen == (now := frozen_state(self.path)):
+            return False
+        db, meta = open_database(self.path, read_only=True)
+        before = self._file
+        if meta.catalog_id == self.meta.catalog_id:
+            self._db, db = db, self._db
+            self._file = file_of(self.path)
+        db.close()
+        self._frozen = now
+        return self._file != before
 
     def put(self, records: Sequence[Record], replace: bool = False) -> int:
         """Store a batch in one transaction; on return it is on the disk.
