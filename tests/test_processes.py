@@ -7,6 +7,7 @@ import copy
 import os
 import pickle
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from test_store import found, record
 from tigerfg import Searcher
 from tigerfg.engines import openvino
 from tigerfg.errors import CatalogError, EngineError
+from tigerfg.index import keeper
 
 
 @pytest.mark.parametrize("index", ["flat", "IVF2,SQfp16"])
@@ -114,3 +116,14 @@ def test_without_a_thread_to_be_had_what_is_stored_is_told_so(tmp_path: Path, mo
         assert found(collection, 7) == ["i7"]
         collection._keeper.wait()
         assert collection.stats().kind == "IVF2,SQfp16"
+
+
+def test_a_forked_childs_end_does_not_wait_for_an_index_file_of_the_parent(tmp_path: Path) -> None:
+    with contextlib.closing(make(tmp_path / "cat")) as collection:
+        with collection._keeper._saving:
+            child = os.fork()
+            if not child:
+                signal.alarm(5)
+                keeper._hold_saves()
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0

@@ -330,6 +330,9 @@ def _hold_saves() -> None:
             keeper._saving.release()
 
 
+os.register_at_fork(after_in_child=_KEEPERS.clear)  # what they save, a thread of the parent does
+
+
 def _identity(file: Path) -> tuple[int, ...] | None:
     """Tells one file of a name from another; None where there is none."""
     try:
