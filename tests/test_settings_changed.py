@@ -17,6 +17,7 @@ from tigerfg.errors import CatalogError, InputError
 from tigerfg.index import keeper
 from tigerfg.index.collection import Collection
 from tigerfg.index.plan import IndexSettings
+from tigerfg.index.snapshot import copy_catalog
 
 AUTO = IndexSettings("auto", 0.9)
 
@@ -105,6 +106,20 @@ def test_settings_that_cannot_be_met_change_nothing(tmp_path):
         reader.optimize(settings=AUTO)
     assert reader.meta.settings == SETTINGS
     reader.close()
+
+
+def test_another_catalogue_in_its_place_is_left_alone(tmp_path):
+    path = tmp_path / "cat"
+    collection = filled(path, SETTINGS)
+    collection.optimize()
+    copy_catalog(path, tmp_path / "copy")
+    path.rename(tmp_path / "old")
+    (tmp_path / "copy").rename(path)
+    held = files(path)
+    with pytest.raises(CatalogError, match="replaced by another catalogue"):
+        collection.optimize(settings=AUTO)
+    assert files(path) == held == {"ivf.index", "vectors", "vectors.json"}
+    collection.close()
 
 
 def test_a_crash_between_settings_and_index_is_made_good(tmp_path):

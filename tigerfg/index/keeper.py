@@ -218,6 +218,7 @@ class IndexKeeper:
     def become_exact(self, queries: np.ndarray | None, settings: IndexSettings) -> None:
         """Keep these, and search exactly from now on."""
         with self._building, self._lock:  # an index that is being built would come after it
+            self._store.require_place("search exactly")
             with self._store.snapshot():
                 if isinstance(self.current(), IvfIndex):
                     self._index = FlatIndex(self._store)
