@@ -619,6 +619,21 @@ def test_items_and_delete(shop: Path) -> None:
     assert run("items", "--count").stdout == "5\n"
 
 
+def test_a_file_of_ids(shop: Path) -> None:
+    names = ["a", "b", "a\u2028b", "c\x85d", "it's", 'q"', "Überzug 1", "left"]
+    rows = [{"item_id": name, "image": f"{n}.png"} for n, name in enumerate(names)]
+    (shop / "some.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run("index", "--items", "some.jsonl").exit_code == 0
+    lines = ["\ufeffa\u2028b", "", "  ", "it's ", '\tq"', "Überzug 1", "c\x85d"]
+    (shop / "ids.txt").write_bytes("\r\n".join(lines).encode())
+    assert "5 items deleted" in run("delete", "--ids", "ids.txt").stdout
+    left = [json.loads(line)["item_id"] for line in run("items").stdout.splitlines()]
+    assert left == ["a", "b", "left"]
+    (shop / "ids.txt").write_bytes("left".encode("utf-16"))
+    assert_one_line(run("delete", "--ids", "ids.txt"), 1, "error: --ids", "no UTF-8 text")
+    assert run("items", "--count").stdout == "3\n"
+
+
 def test_stats(shop: Path) -> None:
     assert run("index", "--items", "items.jsonl", "--index", "IVF1,RaBitQ").exit_code == 0
     result = run("stats")

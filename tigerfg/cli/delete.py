@@ -9,6 +9,7 @@ import typer
 
 from tigerfg.cli import options
 from tigerfg.cli.console import plural, shown_path
+from tigerfg.errors import InputError
 
 
 def command(
@@ -31,8 +32,7 @@ def command(
     condition = options.parse_where(where)
     wanted = list(item_ids or [])
     if ids is not None:
-        lines = ids.read_text(encoding="utf-8-sig").splitlines()
-        wanted += [line for line in lines if line]
+        wanted += _ids_in(ids)
     if bool(wanted or ids) == (condition is not None):
         raise typer.BadParameter(
             "give ids or a filter, not both", param_hint="ITEM_ID, --ids or --where"
@@ -46,3 +46,13 @@ def command(
     typer.echo(
         f"{plural(deleted, 'item')} deleted; {shown_path(catalog)} holds {plural(held, 'item')}"
     )
+
+
+def _ids_in(file: Path) -> list[str]:
+    """Its lines without the spaces at their ends, which no id has; but for empty ones."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--ids: {shown_path(file)} is no UTF-8 text: {error}") from None
+    # not `splitlines`: ids may hold what that takes for ends of lines, such as U+2028
+    return [line for part in text.split("\n") if (line := part.strip())]
