@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from tigerfg.cli import app as cli
 from tigerfg.cli import console, export, options
 from tigerfg.engines import Candidate, Choice
 from tigerfg.errors import CatalogError, InputError
+from tigerfg.index.collection import Collection
 
 TIGERFG = (sys.executable, "-c", "from tigerfg.cli import main; main()")
 COMMANDS = list(cli.COMMANDS)
@@ -617,6 +619,31 @@ def test_items_and_delete(shop: Path) -> None:
     assert run("items", "--count").stdout == "2\n"
     assert run("index", "--items", "listed.jsonl").exit_code == 0  # they are read back
     assert run("items", "--count").stdout == "5\n"
+
+
+def test_a_reader_that_has_enough(tmp_path: Path) -> None:
+    """As in `tigerfg items | head`."""
+    Collection.create(
+        tmp_path / "catalog",
+        model="tiny",
+        fingerprint=Bundle.open("tiny").fingerprint,
+        embedding_dim=256,
+    ).close()
+    for arguments in (["items", "--count"], ["stats"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [*TIGERFG, *arguments]
+        process = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE)
+        os.close(writing)
+        assert (process.returncode, process.stderr) == (0, b"")
+
+
+def test_another_broken_pipe_is_a_failure(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("tigerfg.searcher.Searcher.open", fail)
+    assert run("items").exit_code == 1
 
 
 def test_a_file_of_ids(shop: Path) -> None:

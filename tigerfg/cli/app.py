@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import sys
 from typing import Annotated, Any
 
@@ -59,6 +60,15 @@ def _fail(error: BaseException) -> int:
     return 1
 
 
+def _end_without_reader() -> None:
+    """Exit if the reader of what is printed (head, less) is gone: it has what it wanted."""
+    stdout, poll = 1, select.poll()
+    poll.register(stdout, 0)
+    if any(event & select.POLLERR for _, event in poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # the flush at exit must not fail too
+        sys.exit(0)
+
+
 class _OneLineErrors:
     """Mixin for click commands: every failure is one line and an exit code.
 
@@ -72,17 +82,22 @@ class _OneLineErrors:
         try:
             code = super().main(*args, **kwargs)  # type: ignore[misc]
             sys.stdout.flush()
-        except BrokenPipeError:
-            # the reader (head, less) is gone: the last flush at exit must not fail too
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
         except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, BrokenPipeError):
+                _end_without_reader()
             if self.debug and not isinstance(error, UsageError):
                 raise
             sys.exit(_fail(error))
         if code == 130:
             say("interrupted")
         sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, *args: Any) -> Any:
+        try:
+            return super().invoke(*args)  # type: ignore[misc]
+        except BrokenPipeError:  # click's `main` makes an exit code of 1 of it
+            _end_without_reader()
+            raise
 
 
 class OneLineCommand(_OneLineErrors, TyperCommand):
