@@ -614,7 +614,7 @@ def test_items_and_delete(shop: Path) -> None:
     assert result.stdout == "0 items deleted; catalog holds 2 items\n"
     assert "give ids or a filter" in run("delete").stderr
     assert run("delete", "i5", *where).exit_code == 2
-    assert_one_line(run("delete", "--where", "{}"), 1, "where is empty")
+    assert_one_line(run("delete", "--where", "{}"), 1, "where asks for nothing")
     assert_one_line(run("items", "--where", '{"$nor": []}'), 1, "unknown operator")
     assert run("items", "--count").stdout == "2\n"
     assert run("index", "--items", "listed.jsonl").exit_code == 0  # they are read back

@@ -47,8 +47,9 @@ def test_delete_by_filter(searcher):
     found = searcher.search(picture(3), k=20, where={"price": {"$lt": 7}})
     assert {hit.item_id for hit in found} == {"i5", "i6"}
     assert {hit.item_id for hit in searcher.search(picture(3), k=20)} == set(names(searcher))
-    assert searcher.delete(where=CHEAP) == 0
-    assert searcher.delete(where={"item_id": {"$exists": True}}) == 7
+    assert searcher.delete(where={"$or": [CHEAP, {"$and": [{}], "price": {"$lt": 6}}]}) == 1
+    assert searcher.delete(where=CHEAP) == searcher.delete(where={"item_id": {"$in": []}}) == 0
+    assert searcher.delete(where={"item_id": {"$exists": True}}) == 6
     assert len(searcher) == 0
 
 
@@ -57,7 +58,10 @@ def test_delete_by_filter(searcher):
     [
         ({}, "give one of them"),
         ({"item_ids": ["i1"], "where": CHEAP}, "give one of them"),
-        ({"where": {}}, "where is empty"),
+        ({"where": {}}, "where asks for nothing"),
+        ({"where": {"$and": [{}, {}]}}, "where asks for nothing"),
+        ({"where": {"$or": [{"price": 1}, {}]}}, "where asks for nothing"),
+        ({"where": {"item_id": {"$nin": []}}}, "where asks for nothing"),
         ({"where": {"price": {"$below": 3}}}, "unknown operator"),
         ({"where": "price < 3"}, "no mapping"),
     ],

@@ -21,7 +21,7 @@ from tigerfg.index.index_stats import IndexStats
 from tigerfg.index.places import Place, create_collection, holds_catalog
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.snapshot import copy_catalog
-from tigerfg.index.where import parse_filter
+from tigerfg.index.where import always, parse_filter
 from tigerfg.ingest import ingest
 from tigerfg.ingest_run import OnProgress
 from tigerfg.lazy_encoder import LazyEncoder
@@ -264,16 +264,15 @@ class Searcher(CatalogReader):
 
         Raises:
             InputError: an id is no string, ``item_ids`` no iterable of them, the filter cannot be
-                used or is empty, which every item would match, or not one of both was given.
+                used or asks for nothing, as {} and {"$nin": []} do, or not one of both was given.
         """
         if (item_ids is None) == (where is None):
             raise InputError("delete takes item_ids or where: give one of them")
         if where is not None:
-            parse_filter(where)
-            if not where:
+            if always(parse_filter(where)):
                 raise InputError(
-                    "where is empty, which every item matches: to delete all of them give "
-                    '{"item_id": {"$exists": True}}'
+                    "where asks for nothing, so that every item matches: to delete all of them "
+                    'give {"item_id": {"$exists": True}}'
                 )
             return self._collection.delete_matching(where)
         if not isinstance(item_ids, Iterable):

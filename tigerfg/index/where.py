@@ -97,6 +97,13 @@ def parse_filter(where: Mapping[str, Any]) -> Group:
     return _parse(where, 0)
 
 
+def always(term: Condition | Group) -> bool:
+    """Whether a filter asks for nothing, so that every item matches, whatever it holds."""
+    if isinstance(term, Condition):
+        return term.operator == "$nin" and not term.operand
+    return (all if term.word == "and" else any)(map(always, term.parts))
+
+
 def joined(terms: Sequence[str], word: str) -> str:
     """``(a word b word ...)`` as a balanced tree: Milvus limits an expression's depth."""
     if len(terms) == 1:
