@@ -16,8 +16,10 @@ from test_milvus import record as milvus_record
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index import keeper
 from tigerfg.index.collection import Collection
+from tigerfg.index.flat import FlatIndex
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.snapshot import copy_catalog
+from tigerfg.index.store import Store
 
 AUTO = IndexSettings("auto", 0.9)
 
@@ -135,6 +137,63 @@ def test_a_crash_between_settings_and_index_is_made_good(tmp_path):
     again._keeper.wait()
     assert again.stats().kind == f"SVD32,{GRAPH}"
     again.close()
+
+
+def test_exact_search_that_cannot_be_kept_changes_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "cat"
+    collection = filled(path, SETTINGS)
+    collection.optimize()
+
+    def full(*arguments):
+        raise CatalogError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "keep", full)
+        with pytest.raises(CatalogError, match="disk is full"):
+            collection.optimize(settings=AUTO)
+    assert (collection.stats().kind, collection.meta.settings) == (GRAPH, SETTINGS)
+    assert files(path) == {"ivf.index", "vectors", "vectors.json"}
+    collection.close()
+
+
+@pytest.mark.parametrize("crash", ["before the files", "none, the disk is full"])
+def test_exact_search_stays_whatever_became_of_the_files(tmp_path, monkeypatch, crash):
+    """`auto` took the index that was still there when the catalogue was opened again."""
+    path = tmp_path / "cat"
+    collection = filled(path, SETTINGS)
+    collection.optimize()
+    if crash == "before the files":
+        with collection._exclusive() as store:
+            store.keep(None, AUTO)
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(FlatIndex, "save", lambda self: False)
+            assert collection.optimize(settings=AUTO).kind == "flat"
+    assert "ivf.index" in files(path)
+    collection._keeper.retire()
+    collection._store.close()
+    again = Collection.open(path)
+    assert (again.stats().kind, again.meta.settings) == ("flat", AUTO)
+    assert again._keeper.due() is None
+    again.flush()
+    assert files(path) == {"flat.index"}
+    again.close()
+
+
+def test_an_index_without_its_settings_is_built_once_more(tmp_path):
+    """Older versions did not note them."""
+    path = tmp_path / "cat"
+    collection = filled(path, SETTINGS)
+    collection.optimize()
+    del collection._keeper.current().notes["settings"]
+    collection._keeper.save()
+    collection.close()
+    for due in (GRAPH, None):
+        again = Collection.open(path)
+        assert again.stats().kind == GRAPH
+        assert again._keeper.due() == due
+        again.flush()
+        again.close()
 
 
 def test_an_index_that_is_no_longer_wanted_is_dropped(tmp_path, monkeypatch):

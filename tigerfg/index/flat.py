@@ -14,6 +14,7 @@ import numpy as np
 from tigerfg.index.derived import Loaded, import_faiss, load_index, save_index
 from tigerfg.index.ranking import ranked
 from tigerfg.index.store import Store
+from tigerfg.index.vectors import remove_vectors
 
 INDEX_FILE = "flat.index"
 
@@ -89,6 +90,10 @@ class FlatIndex:
     def save(self) -> bool:
         """Write the index file; returns whether it was written, a failure is logged."""
         return save_index(self._path, self._store, Loaded(self._index, self._number, {}))
+
+    def sweep(self) -> None:
+        """Remove vectors files: of an index before this one, or of a build that died."""
+        remove_vectors(self._store.path)
 
     def _empty(self) -> Any:
         return self._faiss.IndexIDMap(self._faiss.IndexFlatIP(self._store.meta.embedding_dim))

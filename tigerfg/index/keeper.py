@@ -26,7 +26,7 @@ from tigerfg.index.index_stats import IndexStats
 from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.plan import AUTO, FLAT, FLAT_MOST, IndexSettings
 from tigerfg.index.store import Store
-from tigerfg.index.vectors import check_vectors, discard_newer_vectors, remove_vectors
+from tigerfg.index.vectors import check_vectors, discard_newer_vectors
 
 FILES = (flat.INDEX_FILE, ivf.INDEX_FILE)
 TRAINING_LIST = 39  # items a list from which an index that was asked for by name is built
@@ -83,12 +83,25 @@ class IndexKeeper:
             index = IvfIndex.open(self._store) or index
         if index is None:
             self._file = _identity(self._store.path / ivf.INDEX_FILE)
-            wanted = self._store.meta.index != FLAT
-            index = (wanted and IvfIndex.open(self._store)) or FlatIndex(self._store)
+            index = self._opened()
         else:
             index.sync()
         self._index = index
         return index
+
+    def _opened(self) -> FlatIndex | IvfIndex:
+        """The index as the files have it, unless another has been asked for and that is none."""
+        meta = self._store.meta
+        index = IvfIndex.open(self._store) if meta.index != FLAT else None
+        if index is not None and self._of_others(index):
+            with contextlib.suppress(InputError):  # too small a budget: what is there goes on
+                if meta.settings.choose(len(index), meta.embedding_dim) == FLAT:
+                    index = None
+        return index or FlatIndex(self._store)
+
+    def _of_others(self, index: IvfIndex) -> bool:
+        """Whether an index was built for other settings, or before they were noted."""
+        return index.notes.get("settings") != asdict(self._store.meta.settings)
 
     def _outgrown(self, index: FlatIndex | IvfIndex) -> bool:
         """Whether a reader's index is to be replaced by the one that the writer has saved since."""
@@ -155,7 +168,7 @@ class IndexKeeper:
                 logger.warning("%s stays with exact search: %s", self._store.path, error)
             self._refused = meta.index
             return None
-        if index.notes.get("settings") != asdict(meta.settings):
+        if self._of_others(index):
             return factory
         changed = index.changed  # asked at every search: the lists are counted only if it matters
         if changed > MOST_CHANGED or (changed > DRIFTED and index.drift > DRIFT):
@@ -218,13 +231,12 @@ class IndexKeeper:
     def become_exact(self, queries: np.ndarray | None, settings: IndexSettings) -> None:
         """Keep these, and search exactly from now on."""
         with self._building, self._lock:  # an index that is being built would come after it
-            self._store.require_place("search exactly")
+            self.keep(queries, settings)
             with self._store.snapshot():
                 if isinstance(self.current(), IvfIndex):
                     self._index = FlatIndex(self._store)
                     self._save()
-                    remove_vectors(self._store.path)
-            self.keep(queries, settings)
+                    self._index.sweep()
 
     @property
     def stale(self) -> bool:
@@ -248,7 +260,7 @@ class IndexKeeper:
             logger.warning("%s holds another catalogue by now: no index saved", self._store.path)
             return
         self._save()
-        if isinstance(self._index, IvfIndex) and self._building.acquire(blocking=False):
+        if self._index is not None and self._building.acquire(blocking=False):
             try:
                 self._index.sweep()  # while none is built, whose vectors would go too
             finally:
