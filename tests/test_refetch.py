@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
@@ -10,6 +11,9 @@ from fakes import FakeBundle, FakeEngine, save_picture
 from picture_server import Server
 
 from tigerfg.fetch_limits import FetchLimits
+from tigerfg.index.stored import Known
+from tigerfg.prepare import as_stored
+from tigerfg.records import Item
 from tigerfg.searcher import Searcher
 
 QUICK = FetchLimits(connections=4, ahead=8, timeout=2.0, attempts=1)
@@ -118,6 +122,18 @@ def test_an_entry_far_before_changes_what_a_later_one_was_taken_for(searcher, se
     report = searcher.upsert(entries, batch_size=1, limits=limits, refetch=False)
     assert counts(report) == (20, 2, 0, 0, [])
     assert server.asked["/ok/7"] == 3  # at first, of another item, at last
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"title": 5}, {"attributes": [1]}, {"image": None}, {"item_id": None}, None],
+    ids=str,
+)
+def test_a_damaged_record_stands_for_no_picture(server, change) -> None:
+    entry = Item.from_dict(item(server, 1))
+    text = json.dumps({**entry.to_dict(), **change} if change else [1])
+    assert as_stored(entry, Known(b"hash", text)) is None
+    assert as_stored(entry, Known(b"hash", json.dumps(entry.to_dict()))).content_hash == b"hash"
 
 
 @pytest.mark.parametrize("gone", [True, False])

@@ -81,10 +81,8 @@ def at_address(entry: Item | Mapping[str, Any] | Rejected | Prepared) -> Item | 
 def as_stored(item: Item, stored: Known) -> Prepared | None:
     """A valid item with the content hash of a stored one that has its address and its text, so
     that its picture need not be fetched if an address stands for its picture; else None."""
-    values = parse_document(stored.document)
-    if values is None or values.get("image") != item.image:
-        return None
-    if item_text(Item.from_dict(values)) != item_text(item):
+    before = at_address(parse_document(stored.document) or {})  # None if it is damaged
+    if before is None or (before.image, item_text(before)) != (item.image, item_text(item)):
         return None
     return Prepared(item, document_of(item), stored.content_hash)
 
