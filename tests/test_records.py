@@ -51,9 +51,40 @@ def test_values_of_numpy_are_taken_as_those_of_python():
     query = Query.from_dict({"query_id": np.int32(1), "image": "q.jpg", "rank": np.uint8(3)})
     query.validate()
     assert (query.query_id, query.extra) == ("1", {"rank": 3})
-    when = Item("a", "a.jpg", attributes={"when": np.datetime64("2026-01-01")})
-    with pytest.raises(InputError, match="attributes is not JSON"):
-        when.validate()
+
+
+def test_values_of_numpy_in_lists_and_objects():
+    """As pandas reads nested columns of parquet."""
+    ragged = np.array([None, None], object)
+    ragged[:] = [np.array([1, 2]), np.array([np.float32(3)])]
+    inner = {"w": np.int64(3), "s": np.array(["x"])}
+    item = Item("a", "a.jpg", attributes={"sizes": ragged, "box": [inner]}, extra={"own": inner})
+    item.validate()
+    plain = {"w": 3, "s": ["x"]}
+    assert item.attributes == {"sizes": [[1, 2], [3]], "box": [plain]}
+    assert item.extra == {"own": plain}
+    assert "np." not in repr(item)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.datetime64("2026-01-01"),
+        np.datetime64("2026-01-01", "ns"),  # in a series of pandas: its number is no date
+        np.array(["2026-01-01"], "M8[ns]"),
+        np.timedelta64(1, "ns"),
+        np.complex64(1),
+        np.add,
+    ],
+    ids=repr,
+)
+def test_what_of_numpy_is_no_json(value):
+    for item in (
+        Item("a", "a.jpg", attributes={"x": value}),
+        Item("a", "a.jpg", extra={"x": value}),
+    ):
+        with pytest.raises(InputError, match=r"(attributes|x) is not JSON"):
+            item.validate()
 
 
 def test_query_survives_its_dict():

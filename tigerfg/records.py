@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tigerfg.decoding import ImageSource
 
 MOST_DEPTH = 100  # of lists and objects in a field: far below where Python's own stack ends
+_JSON_KINDS = frozenset("biufUO")  # of numpy's types: true/false, numbers, text, anything
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Item:
 
     def __post_init__(self) -> None:
         for name in ("attributes", "extra"):
-            object.__setattr__(self, name, _without_numpy(getattr(self, name)))
+            object.__setattr__(self, name, _python(getattr(self, name)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Item:
@@ -122,7 +123,7 @@ class Query:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "extra", _without_numpy(self.extra))
+        object.__setattr__(self, "extra", _python(self.extra))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Query:
@@ -207,19 +208,18 @@ def _box(box: Sequence[float] | None) -> list[float] | None:
     return None if box is None else [_python(value) for value in box]
 
 
-def _without_numpy(values: Any) -> Any:
-    """A record's fields with Python's values for those of numpy, also in lists."""
-    if not isinstance(values, Mapping):
-        return values  # refused later
-    return {
-        name: [_python(one) for one in value] if isinstance(value, list) else _python(value)
-        for name, value in values.items()
-    }
-
-
-def _python(value: Any) -> Any:
-    """A number or an array of numpy as Python's; anything else as it is."""
-    return value.tolist() if type(value).__module__ == "numpy" else value
+def _python(value: Any, most: int = MOST_DEPTH + 1) -> Any:
+    """Numbers and arrays of numpy as Python's, also in lists and objects, ``most`` of them deep;
+    anything else, such as its times, as it is."""
+    if type(value) in (str, int, float):  # most are: the rest takes a while
+        return value
+    if getattr(getattr(value, "dtype", None), "kind", None) in _JSON_KINDS:
+        value = value.tolist()
+    if most and isinstance(value, Mapping):
+        return {name: _python(one, most - 1) for name, one in value.items()}
+    if most and isinstance(value, list):
+        return [_python(one, most - 1) for one in value]
+    return value
 
 
 def _image_path(image: ImageSource | None) -> str | None:
