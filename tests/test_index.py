@@ -430,7 +430,7 @@ def test_the_target_recall_is_that_of_the_sample_queries(path: Path) -> None:
     for place in (path, snapshot):  # by the next process and a copy too,
         with Reopened(place) as again:
             assert again.stats().queries == 200
-            again._keeper.build("IVF64,SQfp16")
+            again._keeper.build("IVF64,SQfp16", again.meta.settings)
             assert again.stats().queries == 200
     with Reopened(path) as again:  # until they are taken back
         assert again.optimize(queries[:0]).curve[0]["recall"] == easy.curve[0]["recall"]

@@ -279,7 +279,8 @@ def test_an_exception_does_not_wait_for_an_index(tmp_path, monkeypatch):
     monkeypatch.setattr("tigerfg.index.keeper.IndexKeeper.maintain", lambda self: None)
     builds: list[str] = []
     monkeypatch.setattr(
-        "tigerfg.index.keeper.IndexKeeper.build", lambda self, factory: builds.append(factory)
+        "tigerfg.index.keeper.IndexKeeper.build",
+        lambda self, factory, asked: builds.append(factory),
     )
     options = {"engine": FakeEngine(), "exist_ok": True, "index": "IVF2,SQfp16"}
     for interrupt in (True, False):

@@ -218,6 +218,24 @@ def test_an_index_that_is_no_longer_wanted_is_dropped(tmp_path, monkeypatch):
     collection.close()
 
 
+def test_an_index_is_of_the_settings_that_chose_it(tmp_path, monkeypatch):
+    """Others are kept between the choice and the building."""
+    path, other = tmp_path / "cat", IndexSettings(f"SVD,{GRAPH}", 0.9)
+    collection = filled(path, SETTINGS)
+
+    def choose(settings, *arguments, whole=IndexSettings.choose):
+        factory = whole(settings, *arguments)
+        with collection._exclusive() as store:
+            store.keep(None, other)
+        return factory
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexSettings, "choose", choose)
+        assert collection.optimize().kind == "flat"
+    assert collection.optimize().kind == f"SVD32,{GRAPH}"
+    collection.close()
+
+
 @pytest.mark.parametrize("kind", MILVUS)
 def test_milvus_has_another_index(kind, tmp_path):
     for collection in opened(kind, tmp_path, settings=IndexSettings("auto", 0.9)):

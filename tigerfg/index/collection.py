@@ -248,7 +248,7 @@ class Collection:
     ) -> IndexStats:
         """Build the index that the settings ask for now, while searches and writes go on.
 
-        With exact search, or too few items for another, nothing is built.
+        With exact search, also that of auto for few items, nothing is built.
 
         Args:
             queries: sample queries (Q, E), kept: this index and later ones are tuned with them;
@@ -256,15 +256,15 @@ class Collection:
             settings: in place of those before, kept when the index is there. None: as before.
 
         Raises:
-            InputError: the settings cannot be met. Nothing has changed then.
+            InputError: the settings cannot be met, for example for want of items to train an index
+                that is named. Nothing has changed then.
         """
         with self._exclusive() as store, store.snapshot():
             store.require_writer("build an index")
-            items = len(self._keeper.current())
-        asked = settings or store.meta.settings
+            items, asked = len(self._keeper.current()), settings or store.meta.settings
         factory = asked.choose(items, store.meta.embedding_dim)
         if factory != FLAT:
-            self._keeper.build(factory, queries, settings)
+            self._keeper.build(factory, asked, queries, new=settings is not None)
         elif settings is not None:
             self._keeper.become_exact(queries, settings)
         elif queries is not None:
@@ -305,11 +305,11 @@ class Collection:
         with self._exclusive() as store, store.snapshot():
             store.require_writer("write the index file")
             self._keeper.current()
-            factory = self._keeper.due() if build else None
+            factory, asked = self._keeper.due() if build else None, store.meta.settings
             if factory is None:
                 self._keeper.save()
         if factory is not None:
-            self._keeper.build(factory)
+            self._keeper.build(factory, asked)
 
     def close(self, build: bool = True) -> None:
         """Close the files and let the next writer in; a second call does nothing.

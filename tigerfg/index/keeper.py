@@ -181,7 +181,10 @@ class IndexKeeper:
             return
         if factory := self.due():
             builder = threading.Thread(
-                target=self._try_build, args=(factory,), name="tigerfg-index", daemon=True
+                target=self._try_build,
+                args=(factory, self._store.meta.settings),
+                name="tigerfg-index",
+                daemon=True,
             )
             with contextlib.suppress(RuntimeError):  # no thread is to be had: the next call tries
                 builder.start()
@@ -190,19 +193,21 @@ class IndexKeeper:
     def build(
         self,
         factory: str,
+        asked: IndexSettings,
         queries: np.ndarray | None = None,
-        settings: IndexSettings | None = None,
+        new: bool = False,
     ) -> None:
         """Build an index while searches and writes go on, then put it in and save it.
 
         Args:
-            queries, settings: in place of the kept ones, kept when the index is there. Without
-                settings an index is dropped if they are others by then.
+            asked: the settings that chose the factory. The index is dropped if the catalogue's are
+                others by then, unless these are new.
+            queries: in place of the kept ones. These, and new settings, are kept when the index is
+                there.
 
         Raises:
             InputError: see `build.build`.
         """
-        asked = settings or self._store.meta.settings
         path = self._store.path
         with self._building, contextlib.closing(Store.open(path, read_only=True)) as store:
             self._builds = threading.get_ident()
@@ -210,9 +215,9 @@ class IndexKeeper:
             with store.snapshot():
                 built = build(store, factory, asked, queries)
             with self._lock:
-                if settings is None and asked != self._store.meta.settings:
+                if not new and asked != self._store.meta.settings:
                     return
-                self.keep(queries, settings)
+                self.keep(queries, asked if new else None)
                 with self._store.snapshot():
                     built.attach(self._store)
                     built.sync()
@@ -324,9 +329,9 @@ class IndexKeeper:
             self._lists[factory] = list_count_of(made)
         return self._lists[factory]
 
-    def _try_build(self, factory: str) -> None:
+    def _try_build(self, factory: str, asked: IndexSettings) -> None:
         try:
-            self.build(factory)
+            self.build(factory, asked)
         except Exception as error:  # faiss's RuntimeError, no memory: exact search goes on
             self._refused = factory
             if not self._retired:
