@@ -32,6 +32,7 @@ SERVING |= {
     "catalog_model",
     "bulk",
     "reader",
+    "writer",
     "query_sample",
     "update",
     "ingest_run",

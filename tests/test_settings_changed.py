@@ -79,7 +79,8 @@ def test_from_an_index_to_exact_search_and_back(tmp_path):
     assert files(path) == {"flat.index"}
     assert numbers(collection.search(values[7][None], 1)[0]) == [7]
     collection.put(records(5000, vectors(1, seed=5)))
-    assert numbers(reader.search(vectors(1, seed=5), 1)[0]) == [5000]  # goes on with what it has
+    assert numbers(reader.search(vectors(1, seed=5), 1)[0]) == [5000]
+    assert (reader.stats().kind, reader.meta.settings) == ("flat", AUTO)
     reader.close()
     collection.close()
     again = Collection.open(path)
@@ -87,6 +88,27 @@ def test_from_an_index_to_exact_search_and_back(tmp_path):
     assert again.optimize(settings=SETTINGS).kind == GRAPH
     assert files(path) == {"ivf.index", "vectors", "vectors.json"}
     again.close()
+
+
+def test_a_reader_follows_other_settings_and_no_other_build(tmp_path):
+    path, other = tmp_path / "cat", IndexSettings(f"SVD,{GRAPH}", 0.9)
+    collection = filled(path, SETTINGS)
+    collection.optimize()
+    reader = Collection.open(path, read_only=True)
+    assert reader.stats().kind == GRAPH
+    first = reader._keeper.current()
+    collection.optimize()
+    assert reader._keeper.current() is first
+    collection.optimize(settings=other)
+    reader.search(vectors(1), 1)
+    assert reader.stats().kind == f"SVD32,{GRAPH}"
+    assert (reader.stats().setting, reader.meta.settings) == (other.index, other)
+    second = reader._keeper.current()
+    (path / "ivf.index").unlink()  # by somebody: it is as good as before
+    reader.search(vectors(1), 1)
+    assert reader._keeper.current() is second
+    reader.close()
+    collection.close()
 
 
 def test_settings_that_cannot_be_met_change_nothing(tmp_path):

@@ -17,7 +17,7 @@ from tigerfg import Searcher
 from tigerfg.download import Fetcher, FetchLimits
 from tigerfg.index import database
 from tigerfg.index.collection import Collection
-from tigerfg.index.keeper import check_files
+from tigerfg.index.index_files import check_files
 from tigerfg.index.vectors import VectorRows
 
 

@@ -16,8 +16,9 @@ from tigerfg.errors import CatalogError
 from tigerfg.index.database import StoreMeta, is_catalog
 from tigerfg.index.factory import require_ivf
 from tigerfg.index.gpu import OFF, GpuSettings
+from tigerfg.index.index_files import check_files
 from tigerfg.index.index_stats import IndexStats
-from tigerfg.index.keeper import IndexKeeper, check_files
+from tigerfg.index.keeper import IndexKeeper
 from tigerfg.index.plan import AUTO, FLAT, IndexSettings
 from tigerfg.index.selected import SelectedIds
 from tigerfg.index.store import Store

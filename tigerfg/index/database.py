@@ -172,7 +172,7 @@ def open_database(path: Path, read_only: bool) -> tuple[sqlite3.Connection, Stor
             # The rows of a result lie all over the file: with more pages than SQLite's usual 2 MB
             # kept, they take a third less time.
             db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            meta = _read_meta(path, db)
+            meta = read_meta(path, db)
             if not read_only:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = FULL")
@@ -254,7 +254,8 @@ def explained(path: Path, action: str) -> Iterator[None]:
         ) from error
 
 
-def _read_meta(path: Path, db: sqlite3.Connection) -> StoreMeta:
+def read_meta(path: Path, db: sqlite3.Connection) -> StoreMeta:
+    """What a catalogue was made with; CatalogError if it is none, or of another version."""
     if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
         raise CatalogError(f"{path} is no catalogue: its {STORE_FILE} was not made by tigerfg")
     found = db.execute("PRAGMA user_version").fetchone()[0]

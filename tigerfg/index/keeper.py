@@ -9,28 +9,26 @@ import os
 import threading
 import weakref
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index import flat, ivf
 from tigerfg.index.build import build
-from tigerfg.index.derived import check_index, discard_newer, saved_number
+from tigerfg.index.derived import discard_newer, saved_number
 from tigerfg.index.factory import list_count_of, require_ivf
 from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import AUTO as AUTO_GPU
 from tigerfg.index.gpu import REQUIRE, Gpus, GpuSettings
 from tigerfg.index.gpu_index import GpuIndex
+from tigerfg.index.index_files import FILES, identity
 from tigerfg.index.index_stats import IndexStats
 from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.plan import AUTO, FLAT, FLAT_MOST, IndexSettings
 from tigerfg.index.store import Store
-from tigerfg.index.vectors import check_vectors, discard_newer_vectors
+from tigerfg.index.vectors import discard_newer_vectors
 
-FILES = (flat.INDEX_FILE, ivf.INDEX_FILE)
 TRAINING_LIST = 39  # items a list from which an index that was asked for by name is built
-LOOKS = 3  # at files that seem damaged
 MOST_CHANGED = 1.0  # added to or removed from what it was trained on, as a share of that
 DRIFT, DRIFTED = 1.5, 0.2  # lists this much less even than when trained, and that much changed
 
@@ -69,7 +67,9 @@ class IndexKeeper:
         self._builder: threading.Thread | None = None
         self._refused: str | None = None  # a factory string that failed: not tried again by itself
         self._retired = False
-        self._file: tuple[int, ...] | None = None  # of a reader's index, see `_outgrown`
+        # of a reader's index, and the last one looked at: see `_followed`
+        self._file: tuple[int, ...] | None = None
+        self._seen: tuple[int, ...] | None = None
         self._saving = threading.Lock()
         self._builds: int | None = None  # the thread that builds
         _KEEPERS.add(self)
@@ -79,10 +79,10 @@ class IndexKeeper:
         """The index at the store's state; call inside a snapshot."""
         # Held here meanwhile: one that is interrupted in the middle of a change is opened anew.
         index, self._index = self._index, None
-        if index is not None and self._store.read_only and self._outgrown(index):
-            index = IvfIndex.open(self._store) or index
+        if index is not None and self._store.read_only:
+            index = self._followed(index)
         if index is None:
-            self._file = _identity(self._store.path / ivf.INDEX_FILE)
+            self._file = self._seen = identity(self._store.path / ivf.INDEX_FILE)
             index = self._opened()
         else:
             index.sync()
@@ -103,14 +103,23 @@ class IndexKeeper:
         """Whether an index was built for other settings, or before they were noted."""
         return index.notes.get("settings") != asdict(self._store.meta.settings)
 
-    def _outgrown(self, index: FlatIndex | IvfIndex) -> bool:
-        """Whether a reader's index is to be replaced by the one that the writer has saved since."""
-        if isinstance(index, IvfIndex) and index.worn < WORN:
-            return False
-        if (now := _identity(self._store.path / ivf.INDEX_FILE)) in (None, self._file):
-            return False
-        self._file = now
-        return True
+    def _followed(self, index: FlatIndex | IvfIndex) -> FlatIndex | IvfIndex:
+        """A reader's index, or what the writer has saved in its place: for other settings, or any
+        where its own has worn."""
+        now = identity(self._store.path / ivf.INDEX_FILE)
+        worn = not isinstance(index, IvfIndex) or index.worn >= WORN
+        if now == self._file or (now == self._seen and not worn):
+            return index
+        self._seen, before = now, self._store.meta.settings
+        self._store.read_meta()
+        if self._store.meta.settings != before:
+            self._file = now
+            self._leave_gpus()
+            return self._opened()
+        if worn and now is not None:
+            self._file = now
+            return IvfIndex.open(self._store) or index
+        return index
 
     def searcher(self) -> FlatIndex | IvfIndex | GpuIndex:
         """What answers searches, at the store's state; call inside a snapshot.
@@ -349,27 +358,3 @@ def _hold_saves() -> None:
 
 
 os.register_at_fork(after_in_child=_KEEPERS.clear)  # what they save, a thread of the parent does
-
-
-def _identity(file: Path) -> tuple[int, ...] | None:
-    """Tells one file of a name from another; None where there is none."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns
-
-
-def check_files(store: Store) -> list[str]:
-    """What is wrong with the index and vectors files: a line each.
-
-    What seems wrong is looked at again: it may have been replaced meanwhile.
-    """
-    lines: list[str] = []
-    for _ in range(LOOKS):
-        with store.snapshot():
-            lines = [line for name in FILES for line in check_index(store.path / name, store)]
-            lines += check_vectors(store)
-        if not lines:
-            break
-    return lines

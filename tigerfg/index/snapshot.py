@@ -13,7 +13,7 @@ from pathlib import Path
 from tigerfg.errors import CatalogError
 from tigerfg.files import fsync_directory
 from tigerfg.index.database import STORE_FILE, explained, open_database
-from tigerfg.index.keeper import FILES
+from tigerfg.index.index_files import FILES
 from tigerfg.index.vectors import copy_vectors
 
 

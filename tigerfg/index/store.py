@@ -39,7 +39,8 @@ from tigerfg.index.store_reader import QUERIES, StoreReader
 from tigerfg.index.stored import Record, in_chunks
 from tigerfg.index.where import Group
 
-_INSERT_FIELD = "INSERT INTO fields VALUES (?, ?, ?)"
+# of a record that was damaged into another, some may be there
+_INSERT_FIELD = "INSERT OR IGNORE INTO fields VALUES (?, ?, ?)"
 _DELETE_FIELD = "DELETE FROM fields WHERE key = ? AND value = ? AND id = ?"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tigerfg.errors import CatalogError
-from tigerfg.index.database import StoreMeta, explained
+from tigerfg.index.database import StoreMeta, explained, read_meta
 from tigerfg.index.filters import matching
 from tigerfg.index.store_check import problems_of
 from tigerfg.index.stored import CHUNK, Known, Row, Sampled, checked_id, in_chunks, parse_document
@@ -26,6 +26,11 @@ class StoreReader:
     def __init__(self, path: Path, db: sqlite3.Connection, meta: StoreMeta) -> None:
         self.path, self.meta = path, meta
         self._db = db
+
+    def read_meta(self) -> None:
+        """See how the catalogue is searched by now, as a writer may have changed."""
+        with self._reading("read"):
+            self.meta = read_meta(self.path, self._db)
 
     @property
     def number(self) -> int:
