@@ -67,6 +67,19 @@ def test_a_damaged_item_is_named_and_can_be_stored_anew(tmp_path: Path, sql: str
         assert collection.inspect(4, 0)[1] == []
 
 
+def test_a_record_changed_into_another_can_be_updated(tmp_path: Path):
+    """What filters know is still that of the record before."""
+    path = tmp_path / "cat"
+    with contextlib.closing(create(path)) as collection:
+        collection.put([record(n, price=n) for n in range(1, 5)])
+    damage(path, "UPDATE items SET document = replace(document, '2', '9') WHERE id = 2")
+    with contextlib.closing(Collection.open(path)) as collection:
+        assert collection.update({"i2": record(2, price=2).document}) == 1
+        assert found(collection, 2, 4, {"price": 2}) == ["i2"]
+        assert collection.delete(["i2"]) == 1
+        assert found(collection, 2, 4, {"price": 2}) == []
+
+
 def test_a_lost_row_is_an_error_of_the_catalogue(tmp_path: Path):
     with contextlib.closing(create(tmp_path / "cat")) as collection:
         collection.put([record(n) for n in range(1, 5)])
