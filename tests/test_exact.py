@@ -31,6 +31,7 @@ def rows_of(vectors: np.ndarray, path: Path) -> VectorRows:
         path=path,
         number=count,
         read_only=True,
+        replaced=False,
         meta=SimpleNamespace(embedding_dim=dim, catalog_id="a"),
         vectors_since=lambda number: [(np.arange(1, count + 1), vectors)],
     )
