@@ -34,6 +34,7 @@ class QueryModel:
         import torch
 
         from tigerfg.export.graph import tower_graph
+        from tigerfg.export.manifest import record
         from tigerfg.export.quantize import int8_graph
         from tigerfg.export.weights import write_models
         from tigerfg.model import TigerFG, preset
@@ -45,7 +46,10 @@ class QueryModel:
         graph = tower_graph(self._model, "query")
         graphs = {"query.int8.onnx": int8_graph(graph, self.pixels(8, seed=1)), "query.onnx": graph}
         write_models(graphs, folder)
-        files = {"fp32": {"file": "query.onnx"}, "int8": {"file": "query.int8.onnx"}}
+        files = {
+            "fp32": record(folder / "query.onnx"),
+            "int8": record(folder / "query.int8.onnx"),
+        }
         manifest = {
             "name": name,
             "fingerprint": f"bench-{name}",
