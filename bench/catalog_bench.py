@@ -224,6 +224,7 @@ def main() -> int:
     print(content["tuned"][1])
     print(content["updates"])
     file = options.results / f"catalog_{options.items}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1) + "\n")
     body = [
         [
