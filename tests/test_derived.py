@@ -265,10 +265,10 @@ def test_what_seems_damaged_is_looked_at_again(
     """An index that a writer saves meanwhile is newer than what is looked at."""
     with contextlib.closing(create(tmp_path / "shop", "IVF8,SQfp16", 500)) as collection:
         looks = iter([["newer than the store"], []])
-        monkeypatch.setattr("tigerfg.index.keeper.check_vectors", lambda store: next(looks))
+        monkeypatch.setattr("tigerfg.index.index_files.check_vectors", lambda store: next(looks))
         assert collection.inspect(0, 0)[1] == []
         assert list(looks) == []
-        monkeypatch.setattr("tigerfg.index.keeper.check_vectors", lambda store: ["damaged"])
+        monkeypatch.setattr("tigerfg.index.index_files.check_vectors", lambda store: ["damaged"])
         assert collection.inspect(0, 0)[1] == ["damaged"]
 
 
