@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import FakeBundle, FakeEngine
 from milvus_places import MILVUS
 from test_index import GRAPH, SETTINGS, create, numbers, records, vectors
 from test_milvus import opened
@@ -20,6 +21,7 @@ from tigerfg.index.flat import FlatIndex
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.snapshot import copy_catalog
 from tigerfg.index.store import Store
+from tigerfg.searcher import Searcher
 
 AUTO = IndexSettings("auto", 0.9)
 
@@ -256,6 +258,26 @@ def test_an_index_is_of_the_settings_that_chose_it(tmp_path, monkeypatch):
         assert collection.optimize().kind == "flat"
     assert collection.optimize().kind == f"SVD32,{GRAPH}"
     collection.close()
+
+
+def test_two_calls_at_once_change_both(tmp_path, monkeypatch):
+    with Searcher.create(tmp_path / "cat", FakeBundle(), engine=FakeEngine()) as searcher:
+        first, whole = threading.Event(), Collection.optimize
+
+        def slow(collection, queries, settings):
+            if not first.is_set():
+                first.set()
+                other.join(0.3)  # it waits for this one
+            return whole(collection, queries, settings)
+
+        monkeypatch.setattr(Collection, "optimize", slow)
+        other = threading.Thread(
+            target=lambda: first.wait(60) and searcher.optimize(target_recall=0.8)
+        )
+        other.start()
+        searcher.optimize(memory_budget=10**9)
+        other.join()
+        assert (searcher.info.target_recall, searcher.info.memory_budget) == (0.8, 10**9)
 
 
 @pytest.mark.parametrize("kind", MILVUS)

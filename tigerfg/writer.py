@@ -36,6 +36,7 @@ class CatalogWriter(CatalogReader):
     def __init__(self, collection: Collection | MilvusCollection, encoder: LazyEncoder) -> None:
         super().__init__(collection, encoder)
         self._writing = threading.RLock()  # one add, upsert, update or load at a time
+        self._optimizing = threading.RLock()  # what one call changes, the next goes on from
 
     def add(
         self,
@@ -210,12 +211,13 @@ class CatalogWriter(CatalogReader):
             CatalogError: open for reading only, or the disk refuses. Nothing has changed then.
         """
         self._collection.require_writer("build an index")
-        settings = self._collection.meta.settings.changed(index, target_recall, memory_budget)
         embeddings = None
         if queries is not None:
             dim = self.model.embedding_dim
             embeddings = query_embeddings(queries, self._get_encoder, dim)
-        return self._collection.optimize(embeddings, settings)
+        with self._optimizing:
+            settings = self._collection.meta.settings.changed(index, target_recall, memory_budget)
+            return self._collection.optimize(embeddings, settings)
 
     def _ingest(
         self,
