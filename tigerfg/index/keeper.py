@@ -8,7 +8,6 @@ import logging
 import os
 import threading
 import weakref
-from dataclasses import asdict
 
 import numpy as np
 
@@ -101,7 +100,7 @@ class IndexKeeper:
 
     def _of_others(self, index: IvfIndex) -> bool:
         """Whether an index was built for other settings, or before they were noted."""
-        return index.notes.get("settings") != asdict(self._store.meta.settings)
+        return index.notes.get("settings") != vars(self._store.meta.settings)  # at every search
 
     def _followed(self, index: FlatIndex | IvfIndex) -> FlatIndex | IvfIndex:
         """A reader's index, or what the writer has saved in its place: for other settings, or any
