@@ -83,7 +83,7 @@ def encode_on_cluster(
     try:
         if own:
             ray.init(address=cluster.address, log_to_driver=False)
-        _do_rounds(job, units, cluster, threads, limits, on_outcome)
+        _do_rounds(units, cluster, (job.settings, job.out, threads, limits), on_outcome)
     except (RayError, ConnectionError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise TigerfgError(f"encoding on the cluster: {reason}") from error
@@ -93,13 +93,12 @@ def encode_on_cluster(
 
 
 def _do_rounds(
-    job: Job,
     units: Sequence[Unit],
     cluster: Cluster,
-    threads: int | None,
-    limits: FetchLimits | None,
+    actor: tuple[Any, ...],
     on_outcome: Callable[[Outcome], object],
 ) -> None:
+    """Do units, round after round; actor: what each `_Actor` is made with."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -112,7 +111,7 @@ def _do_rounds(
         rows = [{"unit": json.dumps(dataclasses.asdict(unit))} for unit in left.values()]
         outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Actor,
-            fn_constructor_args=(job.settings, job.out, threads, limits),
+            fn_constructor_args=actor,
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
                 min_size=1,
