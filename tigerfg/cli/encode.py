@@ -11,6 +11,7 @@ import typer
 from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.cli import options
 from tigerfg.cli.console import progress, say, shown_path
+from tigerfg.fetch_limits import FetchLimits
 
 
 def command(
@@ -55,7 +56,6 @@ def command(
     from tigerfg.bulk.encode import encode
     from tigerfg.bulk.job import REJECTS
     from tigerfg.bulk.worker import SHOWN
-    from tigerfg.fetch_limits import FetchLimits
 
     limits = FetchLimits(
         connections=connections, timeout=timeout, deadline=deadline, attempts=attempts

@@ -10,6 +10,7 @@ import typer
 
 from tigerfg.cli import options
 from tigerfg.cli.console import ingest_progress, print_report, say
+from tigerfg.fetch_limits import FetchLimits
 
 if TYPE_CHECKING:
     from tigerfg.catalog import Item, Rejected
@@ -61,7 +62,6 @@ def command(
     Items that cannot be used are listed and written to a rejects file; the others are kept. The
     exit code is 0 if at least one item was good, else 1.
     """
-    from tigerfg.fetch_limits import FetchLimits
     from tigerfg.searcher import Searcher
 
     limits = FetchLimits(
