@@ -114,6 +114,32 @@ def test_product_ids_are_unique_over_the_sources(maker: BatchMaker) -> None:
     assert ((draw.products[6:] >= 9) & (draw.products[6:] < 14)).all()
 
 
+@pytest.mark.parametrize("shares", [[0.0, 0.5, 0.5], [0.1, 0.45, 0.45], [0.7, 0.1, 0.1, 0.1]])
+def test_several_shares_never_take_more_rows_than_there_are(
+    maker: BatchMaker, monkeypatch: pytest.MonkeyPatch, shares: list[float]
+) -> None:
+    asked: list[int] = []
+    draw = Pool.draw
+    monkeypatch.setattr(
+        Pool, "draw", lambda pool, count, rng: asked.append(count) or draw(pool, count, rng)
+    )
+    several = BatchMaker([make_pool(50) for _ in shares], shares, CONV, maker.tokenizer)
+    for batch in range(1, 20):
+        asked.clear()
+        several.start(0, 0, batch)
+        assert min(asked) >= 0
+        assert sum(asked) == batch
+        assert (abs(np.array(asked) - batch * np.array(shares)) <= 1 + 1e-9).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.35, 0.5, 1.0])
+def test_the_second_of_two_sources_has_its_rounded_share(maker: BatchMaker, share: float) -> None:
+    both = BatchMaker([make_pool(50)] * 2, [1.0 - share, share], CONV, maker.tokenizer)
+    for batch in range(1, 20):
+        counts = np.bincount(both.start(0, 0, batch).products // 50, minlength=2)
+        assert counts.tolist() == [batch - round(batch * share), round(batch * share)]
+
+
 @pytest.mark.parametrize("shares", [[1.0], [0.7, 0.7], []], ids=str)
 def test_shares_must_fit_the_sources(maker: BatchMaker, shares: list[float]) -> None:
     with pytest.raises(InputError, match="shares"):

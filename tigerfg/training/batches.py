@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -107,7 +108,8 @@ class BatchMaker:
 
     Args:
         sources: where data come from; product ids are made unique over them.
-        shares: how much of a batch comes from each source, e.g. (0.7, 0.3).
+        shares: how much of a batch comes from each source, e.g. (0.7, 0.3); the first one has what
+            whole rows leave.
         config: the model's sizes. tokenizer: the item text tokenizer.
     """
 
@@ -136,8 +138,9 @@ class BatchMaker:
         Exception: `Texts` are padded to the longest text of the slice.
         """
         rng = np.random.default_rng((seed, step))
-        counts = [round(batch * share) for share in self.shares]
-        counts[0] += batch - sum(counts)
+        # rounded as sums: each on its own, two parts of 1.5 rows are more than a batch of 3
+        ends = [0, *(round(batch * share) for share in accumulate(self.shares[1:]))]
+        counts = [batch - ends[-1], *(end - begin for begin, end in pairwise(ends))]
         first, last, _ = (rows or slice(None)).indices(batch)
         parts: list[Rows] = []
         begin = 0
