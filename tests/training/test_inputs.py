@@ -34,6 +34,8 @@ def write_items(folder: Path, title: str) -> None:
         ({"product_seed": 4}, {"rendered", "held_out", "photos"}),
         ({"photos": Path("elsewhere/shop")}, {"photos"}),  # of the same name
         ({"photos_split": "val"}, {"photos"}),
+        ({"photo_crops": 6}, {"photos"}),
+        ({"photo_collages": 0}, {"photos"}),
         ({"model": replace(tiny_run.MODEL, item_size=32)}, {"rendered", "held_out", "photos"}),
     ],
 )
@@ -47,7 +49,7 @@ def test_pools_are_named_by_what_they_are_made_from(
     other = pool_names(tiny_run.config(tmp_path, **{"photos": Path("shop"), **change}))
     assert {kind for kind in one if one[kind] != other[kind]} == renamed
     digest = photos_digest(Path("shop"))
-    assert one["photos"] == f"photos-shop-{digest}-train-1-32-64"
+    assert one["photos"] == f"photos-shop-{digest}-train-5-3000-1-32-64"
     assert one["rendered"] == "rendered-10000-1-32-64"
     assert one["held_out"] == "held_out-512-1001-32-64"
 
@@ -69,6 +71,21 @@ def test_photos_repaired_after_a_run_was_prepared_are_prepared_anew(
     write_items(shop, "cup")
     assert texts() == {"cup"}
     assert len(list((tmp_path / "pools").glob("photos-shop-*"))) == 2
+
+
+def test_photos_give_as_many_crops_and_collages_as_asked_for(
+    tmp_path: Path, make_image: Callable[..., Image.Image]
+) -> None:
+    tiny_run.write_pools(tmp_path)
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    for number, name in enumerate(("red mug", "tin")):
+        make_image(60, 40, seed=number).save(shop / f"{name}.png")
+    config = tiny_run.config(tmp_path, photos=shop, photo_crops=3, photo_collages=7)
+    with joined("cpu", 10.0) as world:
+        pool = Inputs(config, world).maker.sources[1]
+    assert isinstance(pool, Pool)
+    assert (len(pool.crops), len(pool.scenes)) == (2 * 3, 2 + 7)
 
 
 @pytest.mark.parametrize("layout", ["", "standard", "cluttered", "beside", "pictures"])

@@ -429,6 +429,8 @@ def test_trains_on_the_shards_of_a_suite(tmp_path: Path, pools: Path) -> None:
         ({"layer_decay": float("nan")}, "layer_decay"),
         ({"teacher_decay": 1.0}, "teacher_decay"),
         ({"photo_share": -0.1}, "photo_share"),
+        ({"photo_crops": 0}, "photo_crops"),
+        ({"photo_collages": -1}, "photo_collages"),
         ({"validate_every": 0}, "validate_every"),
     ],
 )

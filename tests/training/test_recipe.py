@@ -33,6 +33,8 @@ OTHER = {
     "photos": {"photos": Path("there/shop")},
     "photos_split": {"photos_split": "val"},
     "photo_share": {"photo_share": 0.5},
+    "photo_crops": {"photo_crops": 6},
+    "photo_collages": {"photo_collages": 0},
     "shards": {"shards": Path("there/suite")},
     "init": {"init": Path("checkpoint")},
     "pretrained": {"pretrained": True},

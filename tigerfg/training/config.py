@@ -70,6 +70,8 @@ class TrainConfig(Checked):
         products, product_seed: how many rendered products, and their seed.
         shards: a suite's directory of training shards, used in place of rendered products.
         photo_share: share of a batch that is real photos.
+        photo_crops, photo_collages: random crops of every photo, and collages of the photos (see
+            `photo_pool`).
         init: what to start from, with its tokenizer: a checkpoint, a bundle that holds its
             parameters, or the name of a shipped one; or None.
         pretrained: load the published weights of the encoders: of `lite`, or by `name` of Hugging
@@ -100,6 +102,8 @@ class TrainConfig(Checked):
     product_seed: Seed = 1
     shards: Path | None = None
     photo_share: Share = 0.3
+    photo_crops: Count = 5
+    photo_collages: Natural = 3000
     init: Path | None = None
     pretrained: bool = False
     seed: Seed = 0

@@ -85,7 +85,8 @@ def pool_names(config: TrainConfig) -> dict[str, str]:
     names = {}
     if config.photos is not None:  # first: what is wrong with them is told before minutes pass
         held = f"{config.photos.resolve().name}-{photos_digest(config.photos)}"
-        names["photos"] = f"photos-{held}-{config.photos_split}-{config.product_seed}-{sizes}"
+        made = f"{config.photo_crops}-{config.photo_collages}-{config.product_seed}"
+        names["photos"] = f"photos-{held}-{config.photos_split}-{made}-{sizes}"
     if config.shards is None:
         names["rendered"] = f"rendered-{config.products}-{config.product_seed}-{sizes}"
     names["held_out"] = f"held_out-{_held_out(config)}-{_held_out_seed(config)}-{sizes}"
@@ -106,7 +107,12 @@ def _pool_makers(config: TrainConfig) -> dict[str, Callable[[], Pool]]:
     workers = config.threads or len(os.sched_getaffinity(0))
     return {
         "photos": lambda: photo_pool(
-            config.photos, config.photos_split, *sizes, seed=config.product_seed
+            config.photos,
+            config.photos_split,
+            *sizes,
+            seed=config.product_seed,
+            crops_per_photo=config.photo_crops,
+            collages=config.photo_collages,
         ),
         "rendered": lambda: rendered_pool(
             config.products, config.product_seed, *sizes, workers=workers

@@ -22,6 +22,8 @@ FIELDS = (
     "photos",
     "photos_split",
     "photo_share",
+    "photo_crops",
+    "photo_collages",
     "shards",
     "init",
     "pretrained",
