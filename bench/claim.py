@@ -1,6 +1,7 @@
 """The paper's claim, rerun: TIGER-FG, its ablations and the baselines, same towers, same budget.
 
-    python bench/claim.py --suite SUITE --out RUNS [--photos GROCERY] [--real NAME=DIR:SPLIT ...]
+    python bench/claim.py --suite SUITE --out RUNS
+        [--photos GROCERY ...] [--real NAME=DIR:SPLIT ...]
 
 SUITE is made by `tigerfg suite SUITE --pairs 0 --eval 5000`. For every seed the towers are trained
 once (stages crops and regions), then every variant goes on from them (stages map and joint). All is
@@ -136,7 +137,7 @@ def settings_of(config: TrainConfig, recipe: Recipe) -> dict[str, Any]:
     """What a run's outcome depends on, as JSON gives it back; no path of this machine."""
     settings = {
         "products": config.products,
-        "photos": None if config.photos is None else config.photos.resolve().name,
+        "photos": ", ".join(path.resolve().name for path in config.photos) or None,
         "preset": config.model.name,
         "towers": [asdict(stage) for stage in recipe.towers],
         "stages": [asdict(stage) for stage in config.stages],
@@ -190,8 +191,9 @@ class Claim:
         if twice := {name for name in names if names.count(name) > 1}:
             raise InputError(f"--real: the name {min(twice)!r} is taken; give every set its own")
         self.digests = {part.name: part.read().digest() for part in self.data}
-        if options.photos is not None and not options.photos.is_dir():
-            raise InputError(f"--photos: {options.photos} is not a directory")
+        for path in options.photos:
+            if not path.is_dir():
+                raise InputError(f"--photos: {path} is not a directory")
         self.base = TrainConfig(
             out=options.out,
             model=preset(options.preset),
@@ -305,7 +307,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", type=Path, help="what `tigerfg suite` made")
     parser.add_argument("--out", type=Path, required=True, help="training runs")
-    parser.add_argument("--photos", type=Path, help="real photos to train on besides")
+    parser.add_argument(
+        "--photos", nargs="*", type=Path, default=[], help="real photos to train on besides"
+    )
     parser.add_argument(
         "--real", nargs="*", default=[], metavar="NAME=DIR:SPLIT", help="real photos to evaluate on"
     )

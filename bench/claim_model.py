@@ -1,7 +1,7 @@
 """The claim's rows of a model that is trained: its item tower, and the baselines of its towers.
 
     python bench/claim_model.py --model lite --suite SUITE --out FOLDER
-        [--photos GROCERY] [--real NAME=DIR:SPLIT ...]
+        [--photos GROCERY ...] [--real NAME=DIR:SPLIT ...]
 
 SUITE is made by `tigerfg suite SUITE --pairs 0 --eval 5000`. Box heads are trained as in
 bench/claim.py, on rendered products and --photos, in FOLDER. `clip` is missing: it is a training
@@ -44,7 +44,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     return {
         "model": config.model.name,
         "fingerprint": fingerprint(options.model),
-        "photos": None if options.photos is None else options.photos.resolve().name,
+        "photos": ", ".join(path.resolve().name for path in options.photos) or None,
         "products": options.products,
         "data": {part.name: part.read().digest() for part in data},
         "conditions": conditions(),
@@ -71,7 +71,9 @@ def main() -> int:
     )
     parser.add_argument("--suite", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="training pictures, boxes")
-    parser.add_argument("--photos", type=Path, help="real photos to train the box heads on besides")
+    parser.add_argument(
+        "--photos", nargs="*", type=Path, default=[], help="photos to train box heads on besides"
+    )
     parser.add_argument("--real", nargs="*", default=[], metavar="NAME=DIR:SPLIT")
     parser.add_argument("--products", type=int, default=10_000, help="rendered, to train heads on")
     parser.add_argument("--threads", type=int)

@@ -130,6 +130,22 @@ def test_the_claim_is_trained_once(
     assert trained == []
 
 
+@pytest.mark.parametrize(
+    ("names", "told"), [([], None), (["shop"], "shop"), (["shop", "other"], "shop, other")]
+)
+def test_photos_are_told_by_name(tmp_path: Path, names: list[str], told: str | None) -> None:
+    config = tiny_run.config(tmp_path, photos=[tmp_path / name for name in names])
+    assert claim.settings_of(config, claim.RECIPES["short"])["photos"] == told
+
+
+def test_photos_that_are_not_there_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, gone = str(tmp_path), str(tmp_path / "gone")
+    assert run(tmp_path, "--train-only", "--photos", there, gone) == 1
+    assert f"--photos: {gone} is not a directory" in capsys.readouterr().out
+
+
 def content(seed: int, **changes: Any) -> dict[str, Any]:
     stage = {"kind": "joint", "steps": 2, "batch": 8}
     settings = {

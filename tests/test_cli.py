@@ -508,7 +508,20 @@ def stages(before=(STAGE,), **change):
         ('{"products": "abc"}', "^products: 'abc'; give a whole number, 1 or more"),
         ('{"products": true}', "^products: True; give a whole number, 1 or more"),
         ('{"products": null}', "^products: None; give a whole number, 1 or more"),
-        ('{"photos": 3}', "^photos: 3; give a path"),
+        ('{"photos": "shop"}', "^photos: 'shop'; give a list"),
+        ('{"photos": null}', "^photos: None; give a list"),
+        ('{"photos": ["shop", 3]}', "^photos.1: 3; give a path"),
+        ('{"photos": ["shop", "x/../shop"]}', "^photos: x/../shop is given twice; leave one out"),
+        ('{"photo_share": null}', "^photo_share: None; give a number from 0 to 1"),
+        ('{"photo_share": [0.5, 1.5]}', "^photo_share.1: 1.5; give a number from 0 to 1"),
+        (
+            '{"photo_share": [0.5]}',
+            "^photo_share: it lists 1, photos 0; give one share a",
+        ),
+        (
+            '{"photos": ["a", "b"], "photo_share": [0.7, 0.4]}',
+            r"^photo_share: \[0.7, 0.4\] sum to 1.1; give shares that sum to 1 at most",
+        ),
         ('{"init": 3}', "^init: 3; give a path"),
         ('{"pretrained": 1}', "^pretrained: 1; give true or false"),
         ('{"precision": "fp8"}', "^precision: 'fp8'; give auto, fp32 or bf16"),
@@ -542,6 +555,28 @@ def test_bad_train_configuration(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(InputError, match=message):
         train_config(file, "tiny" if "init" not in text else None, tmp_path / "out", {})
+
+
+def test_data_may_be_given_several_times(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from tigerfg.training import loop
+
+    settings = []
+    monkeypatch.setattr(loop, "train", lambda config, resume: settings.append(config) or tmp_path)
+    for name in ("shop", "other"):
+        (tmp_path / name).mkdir()
+    file = tmp_path / "train.json"
+    file.write_text('{"photos": ["elsewhere"]}')
+    data = [text for name in ("shop", "other") for text in ("--data", tmp_path / name)]
+    for given in ([], data[:2], data, ["--config", file]):
+        assert run("train", "--out", tmp_path / "out", *given).exit_code == 0
+    names = [[path.name for path in config.photos] for config in settings]
+    assert names == [[], ["shop"], ["shop", "other"], ["elsewhere"]]
+    file.write_text('{"photo_share": [0.2, 0.1]}')
+    run("train", "--out", tmp_path / "out", *data, "--config", file)
+    assert settings[-1].photo_shares == (0.2, 0.1)
+    result = run("train", "--out", tmp_path / "out", *data[:2], "--config", file)
+    assert_one_line(result, 1, "photo_share: it lists 2, photos 1; give one share a directory")
 
 
 def test_shards_that_cannot_be_trained_on_are_refused_at_once(tmp_path):

@@ -1,8 +1,8 @@
 """Settings dataclasses: values checked by the fields' annotations, with errors that name the field.
 
 A settings class is a frozen dataclass on `Checked`. Its fields are of type int, float, bool, str,
-Path, dict, Literal, tuple or another settings class, each perhaps `| None`, and `Annotated` with a
-`Limit` where not every value of the type will do.
+Path, dict, Literal, tuple or another settings class, each perhaps `| None`, or one value
+`| tuple[...]` of several, and `Annotated` with a `Limit` where not every value of the type will do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
@@ -104,8 +104,11 @@ def _hints(kind: type) -> dict[str, Any]:
 def _checked(value: Any, hint: Any, field: str) -> Any:
     """The value as the annotation has it."""
     origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):  # with None, which stands last
-        return None if value is None else _checked(value, args[0], field)
+    if origin in (Union, UnionType):  # with None, or a tuple, which stands last
+        if value is None and args[-1] is NoneType:
+            return None
+        several = get_origin(args[-1]) is tuple and isinstance(value, (list, tuple))
+        return _checked(value, args[-1] if several else args[0], field)
     if hint is Path and isinstance(value, str):
         return Path(value)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):

@@ -358,11 +358,45 @@ def test_products_of_one_view_are_told_in_the_card_but_not_as_left_out(
     shop = tmp_path / "shop"
     shop.mkdir()
     make_image(60, 40).save(shop / "red mug.png")
-    train(config(out, stages=STAGES[:1], photos=shop), show_progress=False)
+    train(config(out, stages=STAGES[:1], photos=[shop]), show_progress=False)
     assert not load_progress(out / STATE).skipped
     card = (out / "checkpoint" / "MODEL_CARD.md").read_text()
     assert "Left out because they cannot be used: none." in card
     assert "Products with one view, whose pairs are crops of that: 1." in card
+
+
+def test_run_on_two_directories_of_photos_tells_both_and_resumes_to_the_bit(
+    tmp_path: Path,
+    pools: Path,
+    make_image: Callable[..., Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shops = [tmp_path / "mugs", tmp_path / "tins"]
+    for shop in shops:
+        shop.mkdir()
+        for number in range(3):
+            make_image(60, 40, seed=number).save(shop / f"{shop.name} {number}.png")
+    options = {"stages": STAGES[:2], "photos": shops, "photo_share": [0.4, 0.125]}
+    options["photo_collages"] = 4
+    whole, killed = (fresh(tmp_path / name, pools) for name in ("whole", "killed"))
+    train(config(whole, **options), show_progress=False)
+
+    def interrupt(*args: object) -> None:
+        original(*args)
+        raise KeyboardInterrupt
+
+    original = loop.save_state
+    monkeypatch.setattr(loop, "save_state", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(killed, **options), show_progress=False)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"resume: photos.0 is tins with data .*, and was mugs "):
+        train(config(killed, **{**options, "photos": shops[::-1]}), True, show_progress=False)
+    train(config(killed, **options), resume=True, show_progress=False)
+    assert_same_run(killed, whole)
+    card = (whole / "checkpoint" / "MODEL_CARD.md").read_text()
+    assert "Real photos, split `train`, of every batch 40% `mugs`, 12.5% `tins`: " in card
+    assert "Products with one view, whose pairs are crops of that: 6." in card
 
 
 @pytest.mark.parametrize("workers", [0, 2])

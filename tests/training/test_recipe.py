@@ -30,7 +30,7 @@ OTHER = {
     "seed": {"seed": 1},
     "products": {"products": 7},
     "product_seed": {"product_seed": 7},
-    "photos": {"photos": Path("there/shop")},
+    "photos": {"photos": (Path("there/shop"),)},
     "photos_split": {"photos_split": "val"},
     "photo_share": {"photo_share": 0.5},
     "photo_crops": {"photo_crops": 6},
@@ -89,17 +89,17 @@ def test_what_does_not_define_the_run_may_change(data: Path) -> None:
 
 def _with(data: str, **changes: Any) -> TrainConfig:
     there = Path(data)
-    settings = {"photos": there / "shop", "init": there / "shop", "shards": there / "suite"}
+    settings = {"photos": [there / "shop"], "init": there / "shop", "shards": there / "suite"}
     return config(**{"out": Path("run"), **settings, **changes})
 
 
 @pytest.mark.parametrize(
     ("file", "text", "field"),
     [
-        ("shop/items.jsonl", '{"item_id": "a", "image": "a.png", "title": "cup"}', "photos"),
-        ("shop/queries.jsonl", "", "photos"),
-        ("shop/a.png", "repaired", "photos"),
-        ("shop/q.png", "repaired", "photos"),
+        ("shop/items.jsonl", '{"item_id": "a", "image": "a.png", "title": "cup"}', "photos.0"),
+        ("shop/queries.jsonl", "", "photos.0"),
+        ("shop/a.png", "repaired", "photos.0"),
+        ("shop/q.png", "repaired", "photos.0"),
         ("suite/manifest.json", None, "shards"),
     ],
 )
@@ -113,6 +113,35 @@ def test_data_that_changed_since_are_refused(
         (data / "there" / file).write_text(text)
     with pytest.raises(InputError, match=f"resume: {field} is .* with data .*, and was "):
         check_recipe(saved, recipe_of(_with("there")))
+
+
+@pytest.mark.parametrize(
+    ("names", "share", "wrong"),
+    [
+        (["shop"], 0.3, "photos.1 is absent, and was other with data .*"),
+        (["shop", "other", "new"], 0.3, "photos.2 is new with data .*, and was absent"),
+        (["other", "shop"], 0.3, "photos.0 is other with data .*, and was shop with data .*"),
+        (["shop", "other"], [0.2, 0.1], "photo_share is absent, and was 0.3"),
+    ],
+)
+def test_directories_of_photos_stay_as_many_and_in_their_order(
+    data: Path, names: list[str], share: object, wrong: str
+) -> None:
+    for name in ("other", "new"):
+        shutil.copytree(data / "there" / "shop", data / "there" / name)
+    saved = recipe_of(_with("there", photos=[data / "there" / name for name in ("shop", "other")]))
+    now = _with("there", photos=[data / "there" / name for name in names], photo_share=share)
+    with pytest.raises(InputError, match=f"resume: {wrong} when the run began"):
+        check_recipe(saved, recipe_of(now))
+
+
+def test_data_that_changed_in_a_second_directory_are_refused(data: Path) -> None:
+    shutil.copytree(data / "there" / "shop", data / "there" / "other")
+    settings = _with("there", photos=[data / "there" / "shop", data / "there" / "other"])
+    saved = recipe_of(settings)
+    (data / "there" / "other" / "q.png").write_bytes(b"repaired")
+    with pytest.raises(InputError, match=r"resume: photos.1 is other with data .*, and was other "):
+        check_recipe(saved, recipe_of(settings))
 
 
 def test_data_that_are_gone_are_named(data: Path) -> None:

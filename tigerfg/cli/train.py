@@ -37,13 +37,13 @@ def command(
         ),
     ] = None,
     data: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--data",
             exists=True,
             file_okay=False,
             help="Real photos beside the rendered products: a catalogue directory, or one that "
-            "holds standard/ and cluttered/.",
+            "holds standard/ and cluttered/; repeat for several.",
         ),
     ] = None,
     init: Annotated[
@@ -111,7 +111,7 @@ def command(
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tigerfg").setLevel(logging.INFO)
     told = {
-        "photos": data,
+        "photos": data or None,
         "init": init,
         "threads": threads,
         "workers": workers,

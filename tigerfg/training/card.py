@@ -124,10 +124,12 @@ def _data(config: TrainConfig, progress: Progress, one_view: int) -> dict[str, s
     if config.shards is not None:
         rendered = f"The training shards of the suite `{config.shards.name}`."
     photos = "No real photos."
-    if config.photos is not None:
+    if config.photos:
+        pairs = zip(config.photos, config.photo_shares, strict=True)
+        parts = ", ".join(f"{100 * share:.3g}% `{path.resolve().name}`" for path, share in pairs)
         photos = (
-            f"Real photos of `{config.photos.name}`, split `{config.photos_split}`, "
-            f"{config.photo_share:.0%} of every batch: the photos, random crops, and collages."
+            f"Real photos, split `{config.photos_split}`, of every batch {parts}: "
+            "the photos, random crops, and collages."
         )
     if one_view:
         photos += f" Products with one view, whose pairs are crops of that: {one_view}."

@@ -66,10 +66,12 @@ class TrainConfig(Checked):
         out: run directory: pools, training state, log, and `checkpoint/` at the end of a stage;
             all ranks of a distributed run must see it.
         model: model configuration. stages: the recipe. weights: of the losses.
-        photos: catalogue directory of real photos (see `photo_pool`), or None.
+        photos: catalogue directories of real photos (see `photo_pool`); a pool is made of each.
+        photos_split: the split of them that is trained on.
         products, product_seed: how many rendered products, and their seed.
         shards: a suite's directory of training shards, used in place of rendered products.
-        photo_share: share of a batch that is real photos.
+        photo_share: share of a batch that is real photos: one number, which `photos` share evenly,
+            or one for each of them, at most 1 together; see `photo_shares`.
         photo_crops, photo_collages: random crops of every photo, and collages of the photos (see
             `photo_pool`).
         init: what to start from, with its tokenizer: a checkpoint, a bundle that holds its
@@ -96,12 +98,12 @@ class TrainConfig(Checked):
     out: Path
     model: ModelConfig = field(default_factory=lambda: preset("tiny"))
     stages: tuple[Stage, ...] = RECIPE
-    photos: Path | None = None
+    photos: tuple[Path, ...] = ()
     photos_split: str = "train"
     products: Count = 10_000
     product_seed: Seed = 1
     shards: Path | None = None
-    photo_share: Share = 0.3
+    photo_share: Share | tuple[Share, ...] = 0.3
     photo_crops: Count = 5
     photo_collages: Natural = 3000
     init: Path | None = None
@@ -131,4 +133,30 @@ class TrainConfig(Checked):
             raise InputError(
                 "pretrained: the lite backbone keeps its first blocks as they are; start from its "
                 "published weights ('pretrained': true) or from a checkpoint (init)"
+            )
+        self._check_photos()
+
+    @property
+    def photo_shares(self) -> tuple[float, ...]:
+        """The share of a batch that each directory of `photos` has."""
+        if isinstance(self.photo_share, tuple):
+            return self.photo_share
+        count = len(self.photos)
+        return (self.photo_share / max(1, count),) * count
+
+    def _check_photos(self) -> None:
+        places = [path.resolve() for path in self.photos]
+        for number, place in enumerate(places):
+            if place in places[:number]:
+                raise InputError(f"photos: {self.photos[number]} is given twice; leave one out")
+        shares = self.photo_shares
+        if len(shares) != len(places):
+            raise InputError(
+                f"photo_share: it lists {len(shares)}, photos {len(places)}; give one share a "
+                "directory, or one number for all"
+            )
+        if sum(shares) > 1 + 1e-9:  # .7, .2 and .1, say, are a digit more or less than 1
+            raise InputError(
+                f"photo_share: {list(shares)} sum to {sum(shares):g}; give shares that sum to 1 at "
+                "most"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +56,10 @@ class Inputs:
 
             sizes = (config.model.query_size, config.model.item_size)
             sources.append(ShardPool(config.shards, *sizes))
-        shares = [1.0]
-        self.one_view = 0
-        if config.photos is not None:
-            photos = Pool.load(folders["photos"])
-            sources.append(photos)
-            self.one_view = photos.one_view
-            shares = [1.0 - config.photo_share, config.photo_share]
+        photos = [Pool.load(folders[f"photos.{n}"]) for n in range(len(config.photos))]
+        self.one_view = sum(pool.one_view for pool in photos)
+        sources += photos
+        shares = [max(0.0, 1.0 - sum(config.photo_shares)), *config.photo_shares]
         self.tokenizer_file = Path(config.out) / TOKENIZER
         begun = (Path(config.out) / STATE).exists()
         if config.init is not None:
@@ -76,17 +74,18 @@ class Inputs:
 
 def pool_names(config: TrainConfig) -> dict[str, str]:
     """Kind of pool -> its folder under `out/pools`: named by all that it is made from, photos by
-    what they hold (`photos_digest`), so that runs can share pools and none takes another's.
+    what they hold (`photos_digest`), so that runs can share pools and none takes another's. The
+    kind of a directory of photos has its number: photos.0, photos.1.
 
     Raises:
         InputError: there are no photos to read.
     """
     sizes = f"{config.model.query_size}-{config.model.item_size}"
     names = {}
-    if config.photos is not None:  # first: what is wrong with them is told before minutes pass
-        held = f"{config.photos.resolve().name}-{photos_digest(config.photos)}"
-        made = f"{config.photo_crops}-{config.photo_collages}-{config.product_seed}"
-        names["photos"] = f"photos-{held}-{config.photos_split}-{made}-{sizes}"
+    made = f"{config.photo_crops}-{config.photo_collages}-{config.product_seed}"
+    for number, photos in enumerate(config.photos):  # first: what is wrong is told at once
+        held = f"{photos.resolve().name}-{photos_digest(photos)}"
+        names[f"photos.{number}"] = f"photos-{held}-{config.photos_split}-{made}-{sizes}"
     if config.shards is None:
         names["rendered"] = f"rendered-{config.products}-{config.product_seed}-{sizes}"
     names["held_out"] = f"held_out-{_held_out(config)}-{_held_out_seed(config)}-{sizes}"
@@ -105,15 +104,20 @@ def _pool_makers(config: TrainConfig) -> dict[str, Callable[[], Pool]]:
     """Kind of pool -> how it is made. The run's own seed is in none: a study shares its pools."""
     sizes = (config.model.query_size, config.model.item_size)
     workers = config.threads or len(os.sched_getaffinity(0))
-    return {
-        "photos": lambda: photo_pool(
-            config.photos,
+    photos = {
+        f"photos.{number}": partial(
+            photo_pool,
+            directory,
             config.photos_split,
             *sizes,
             seed=config.product_seed,
             crops_per_photo=config.photo_crops,
             collages=config.photo_collages,
-        ),
+        )
+        for number, directory in enumerate(config.photos)
+    }
+    return {
+        **photos,
         "rendered": lambda: rendered_pool(
             config.products, config.product_seed, *sizes, workers=workers
         ),

@@ -44,8 +44,7 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
         InputError: the data are not there.
     """
     values = dataclasses.asdict(config)
-    if config.photos is not None:
-        values["photos"] = _held(config.photos, photos_digest(config.photos))
+    values["photos"] = [_held(photos, photos_digest(photos)) for photos in config.photos]
     if config.shards is not None:
         values["shards"] = _held(config.shards, manifest_digest(config.shards))
     return json.loads(json.dumps({name: values[name] for name in FIELDS}, default=_name))
