@@ -200,6 +200,7 @@ def preset(name: str) -> ModelConfig:
         return ModelConfig(
             name="lite",
             vision=VisionConfig(type="lite", width=320, patch=16),
+            text=TextConfig(vocab_size=20_380, depth=1),
             grounding=GroundingConfig(heads=10),
             query_size=128,
             item_size=256,
