@@ -19,7 +19,7 @@ from tigerfg.bundle import DEFAULT_MODEL, Bundle
 from tigerfg.errors import InputError
 from tigerfg.settings import whole_number
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "encode.json"
 VECTORS, REJECTS = ".vectors.parquet", ".rejects.jsonl"
 _END = 1 << 16  # bytes of an input's end that tell it from others: places and sizes of all columns
@@ -139,7 +139,8 @@ def read_manifest(storage: Storage) -> dict:
         raise InputError(f"{storage.place}/{MANIFEST} is damaged: {error}") from error
     if found != FORMAT:
         raise InputError(
-            f"{storage.place} has format {found}, this tigerfg knows {FORMAT}: update it"
+            f"{storage.place} has format {found}, this tigerfg reads {FORMAT}: take the one that "
+            "wrote it, or encode again into another directory"
         )
     return manifest
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tigerfg.bulk.digest import DIGEST, records_digest
 from tigerfg.bulk.job import VECTORS, read_manifest, unit_names
 from tigerfg.bulk.storage import Storage
 from tigerfg.errors import CatalogError, InputError
@@ -89,19 +90,31 @@ def _files(storage: Storage, manifest: dict[str, Any], partial: bool) -> list[st
 
 
 def _batches(storage: Storage, names: list[str], dim: int) -> Iterator[list[Record]]:
+    for name in names:
+        records = _unit(storage, name, dim)
+        for start in range(0, len(records), BATCH):
+            yield records[start : start + BATCH]
+
+
+def _unit(storage: Storage, name: str, dim: int) -> list[Record]:
+    """All records of a file, which are those that were written."""
     from pyarrow import ArrowException, parquet
 
-    for name in names:
-        try:
-            with storage.files.open_input_file(storage.child(name)) as stream:
-                file = parquet.ParquetFile(stream, page_checksum_verification=True)
-                for batch in file.iter_batches(batch_size=BATCH):
-                    yield _records(batch, dim)
-        except (ArrowException, OSError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{storage.place}/{name} is damaged ({reason}): delete it and encode again"
-            ) from error
+    try:
+        with storage.files.open_input_file(storage.child(name)) as stream:
+            file = parquet.ParquetFile(stream, page_checksum_verification=True)
+            batches = file.iter_batches(batch_size=BATCH)
+            records = [record for batch in batches for record in _records(batch, dim)]
+            told = (file.schema_arrow.metadata or {}).get(DIGEST.encode(), b"").decode()
+        if records_digest(records) != told:
+            raise ValueError("its rows are not those that were written")
+    # of a flipped bit in the footer: other types, nothing in place of a value
+    except (ArrowException, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{storage.place}/{name} is damaged ({reason}): delete it and encode again"
+        ) from error
+    return records
 
 
 def _records(batch: Any, dim: int) -> list[Record]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tigerfg.bulk.digest import DIGEST, records_digest
 from tigerfg.bulk.job import REJECTS, VECTORS, Settings, Unit
 from tigerfg.bulk.storage import Storage
 from tigerfg.bundle import Bundle
@@ -222,7 +223,7 @@ def _as_parquet(records: Sequence[Record], settings: Settings) -> bytes:
             "map_columns": pa.array([m.shape[1] for m in maps], pa.int16()),
             "document": pa.array([r.document for r in records], pa.string()),
         },
-        metadata={"tigerfg.fingerprint": settings.fingerprint},
+        metadata={"tigerfg.fingerprint": settings.fingerprint, DIGEST: records_digest(records)},
     )
     file = io.BytesIO()
     parquet.write_table(table, file, compression="zstd", write_page_checksum=True)
