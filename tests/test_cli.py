@@ -664,7 +664,7 @@ def test_a_reader_that_has_enough(tmp_path: Path) -> None:
         fingerprint=Bundle.open("tiny").fingerprint,
         embedding_dim=256,
     ).close()
-    for arguments in (["items", "--count"], ["stats"]):
+    for arguments in (["items", "--count"], ["stats"], ["--help"], ["search", "--help"]):
         reading, writing = os.pipe()
         os.close(reading)
         command = [*TIGERFG, *arguments]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,16 @@ def test_the_writer_of_a_directory_that_was_swapped_leaves_the_other_alone(
     with Searcher.open(live, **options) as searcher:
         assert searcher.verify(0).ok
         assert searcher.search(picture(2007), k=1)[0].item_id == "i7"
+
+
+def test_a_catalogue_whose_directory_is_gone_is_told_of_and_searched(tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    with Searcher.create(shop, model=FakeBundle(), engine=FakeEngine()) as searcher:
+        searcher.add([{"item_id": "i0", "image": picture(0)}])
+        assert searcher.info.size_bytes > 0
+        shutil.rmtree(shop)
+        assert (searcher.info.items, searcher.info.size_bytes) == (1, None)
+        assert searcher.search(picture(0), k=1)[0].item_id == "i0"
 
 
 @pytest.mark.parametrize("index", ["flat", "IVF2,SQfp16"])

@@ -45,7 +45,7 @@ class SearcherInfo:
             memory_budget: see `StoreMeta`.
         path: the directory, or the address.
         engine: name, precision and device; None until the first picture is encoded.
-        size_bytes: of all files in the catalogue's directory; None where it is in Milvus.
+        size_bytes: of all files in the catalogue's directory; None where it is in Milvus, or gone.
     """
 
     path: Path | str

@@ -60,13 +60,27 @@ def _fail(error: BaseException) -> int:
     return 1
 
 
+STDOUT, STDERR = 1, 2
+
+
+def _has_reader(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _end_without_reader() -> None:
     """Exit if the reader of what is printed (head, less) is gone: it has what it wanted."""
-    stdout, poll = 1, select.poll()
-    poll.register(stdout, 0)
-    if any(event & select.POLLERR for _, event in poll.poll(0)):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # the flush at exit must not fail too
+    if not _has_reader(STDOUT):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # the flush at exit must not fail too
         sys.exit(0)
+
+
+def _rich_lost_stdout() -> bool:
+    """Whether rich, which then exits with 1, found nobody to read stdout: it puts the null device
+    there. Not where stderr has no reader: work may have been cut short."""
+    replaced = os.path.samestat(os.fstat(STDOUT), os.stat(os.devnull))
+    return replaced and _has_reader(STDERR)
 
 
 class _OneLineErrors:
@@ -82,6 +96,10 @@ class _OneLineErrors:
         try:
             code = super().main(*args, **kwargs)  # type: ignore[misc]
             sys.stdout.flush()
+        except SystemExit as ending:
+            if isinstance(ending.__context__, BrokenPipeError) and _rich_lost_stdout():
+                sys.exit(0)
+            raise
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, BrokenPipeError):
                 _end_without_reader()

@@ -114,9 +114,13 @@ class Collection:
 
     @property
     def size_bytes(self) -> int | None:
-        """Of all files in the directory."""
+        """Of all files in the directory; None where it is gone."""
         total = 0
-        for file in self.path.iterdir():
+        try:
+            files = list(self.path.iterdir())
+        except FileNotFoundError:
+            return None
+        for file in files:
             with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile
                 total += file.stat().st_size if file.is_file() else 0
         return total
