@@ -76,13 +76,14 @@ class PoolBuilder:
         self._rows["cluttered"].append(cluttered)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What was added, as the arrays of a Pool but for `twins`."""
+        """What was added, as the arrays of a Pool but for `twins`; the builder is empty then."""
         rows, q, s = self._rows, self.query_size, self.item_size
+        self._rows = {name: [] for name in rows}
         return {
-            "crops": np.asarray(rows["crops"], np.uint8).reshape(-1, q, q, 3),
+            "crops": _moved(rows["crops"], (q, q, 3)),
             "crop_extents": np.asarray(rows["crop_extents"], np.float32).reshape(-1, 2),
             "crop_products": np.asarray(rows["crop_products"], np.int32),
-            "scenes": np.asarray(rows["scenes"], np.uint8).reshape(-1, s, s, 3),
+            "scenes": _moved(rows["scenes"], (s, s, 3)),
             "scene_extents": np.asarray(rows["scene_extents"], np.float32).reshape(-1, 2),
             "scene_products": np.asarray(rows["scene_products"], np.int32),
             "scene_boxes": np.asarray(rows["scene_boxes"], np.float32).reshape(-1, 4),
@@ -90,6 +91,18 @@ class PoolBuilder:
             "other_products": np.asarray(rows["other_products"], np.int32),
             "cluttered": np.asarray(rows["cluttered"], np.bool_),
         }
+
+
+def _moved(pictures: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Pictures as one uint8 array; the list lets go of each, so that they are never there twice."""
+    moved = np.empty((len(pictures), *shape), np.uint8)
+    for number in range(len(pictures)):
+        moved[number], pictures[number] = pictures[number], None
+    return moved
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def make_pool(
@@ -107,7 +120,7 @@ def make_pool(
             columns.setdefault(name, []).append(values)
     return Pool(
         # one column after the other, so that never everything is there twice
-        **{name: np.concatenate(columns.pop(name)) for name in list(columns)},
+        **{name: _joined(columns.pop(name)) for name in list(columns)},
         twins=np.asarray(twins, np.int32),
         texts=texts,
         anchors=anchors,
