@@ -249,6 +249,18 @@ def test_a_bundle_is_trained_further(small_bundle: Path, out: Path) -> None:
     assert 0.0 < max(moved) < 0.2  # four steps from there, not a start from random numbers
 
 
+def test_a_model_is_trained_further_on_larger_pictures(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
+    """The teacher of the joint stage sees them as well."""
+    model = dataclasses.replace(MODEL, query_size=48, item_size=96)
+    tiny_run.write_pools(tmp_path, model)
+    init = finished["plain"] / "checkpoint-2-map"
+    settings = config(tmp_path, model=model, stages=STAGES[3:], init=init)
+    trained = load_checkpoint(train(settings, show_progress=False))
+    assert (trained.config.query_size, trained.config.item_size) == (48, 96)
+
+
 def test_losses_of_weight_zero_are_not_in_the_log(finished: dict[str, Path], out: Path) -> None:
     none = LossWeights(region=0.0, dense=0.0, map=0.0, relation=0.0)
     init = finished["plain"] / "checkpoint-2-map"

@@ -53,10 +53,16 @@ STAGES = tuple(Stage(kind, 4, 10, 1e-3) for kind in ("crops", "regions", "map", 
 WORDS = ["red", "green", "blue", "round", "square", "tall", "tin", "bag", "shoe", "lamp"]
 
 
-def pool(products: int = 30, views: int = 3, cluttered: int = 2, seed: int = 0) -> Pool:
+def pool(
+    products: int = 30,
+    views: int = 3,
+    cluttered: int = 2,
+    seed: int = 0,
+    model: ModelConfig = MODEL,
+) -> Pool:
     """Random pictures; one scene in seven has no box where there are several views."""
     rng = np.random.default_rng(seed)
-    q, s, scenes = MODEL.query_size, MODEL.item_size, products * (1 + cluttered)
+    q, s, scenes = model.query_size, model.item_size, products * (1 + cluttered)
     owners = np.arange(scenes, dtype=np.int32) // (1 + cluttered)
     corner = rng.uniform(0, s // 2, (scenes, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(8, s // 2, (scenes, 2))], axis=1)
@@ -86,11 +92,12 @@ def pool(products: int = 30, views: int = 3, cluttered: int = 2, seed: int = 0) 
     )
 
 
-def write_pools(out: Path) -> None:
+def write_pools(out: Path, model: ModelConfig = MODEL) -> None:
     """What the loop would render."""
-    names = pool_names(config(out))
-    pool().save(out / "pools" / names["rendered"])
-    pool(8, views=1, cluttered=1, seed=1).save(out / "pools" / names["held_out"])
+    names = pool_names(config(out, model=model))
+    pool(model=model).save(out / "pools" / names["rendered"])
+    held_out = pool(8, views=1, cluttered=1, seed=1, model=model)
+    held_out.save(out / "pools" / names["held_out"])
 
 
 def config(out: Path, **changes: Any) -> TrainConfig:

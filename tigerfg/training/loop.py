@@ -198,13 +198,16 @@ class _Run:
         return Prefetched(source, plan, workers)
 
     def _teacher(self, number: int) -> Teacher:
-        """The towers as they were at the end of the last stage before this one."""
+        """The towers as they were at the end of the last stage before this one, for pictures of
+        the sizes that are trained on now."""
         config = self.config
         source = config.init
         if number > 0:
             source = self.out / f"checkpoint-{number - 1}-{config.stages[number - 1].kind}"
         assert source is not None  # as the configuration has checked
-        model = load_checkpoint(source).to(self.world.device)
+        model = TigerFG(self.trainee.model.config).eval()
+        model.start_from(load_checkpoint(source))
+        model.to(self.world.device)
         cast_encoders(model, self.progress.precision, self.world.device)
         return Teacher(model, config.teacher_decay if config.teacher == "ema" else None)
 
