@@ -184,7 +184,7 @@ DINOV3_VITB16: dict[str, Any] = {
 
 def preset(name: str) -> ModelConfig:
     """`tiny`: trains on two CPU cores, 1.9M parameters. `small`: the same form, wider, for a GPU.
-    `lite`: EfficientNet-Lite0 at 128 and 256 px, to be trained from its ImageNet weights.
+    `lite`: EfficientNet-Lite0 at 160 and 320 px, to be trained from its ImageNet weights.
     `base`: DINOv3 ViT-B/16 at 224 px (85.7M query side)."""
     if name == "tiny":
         return ModelConfig(vision=VisionConfig(kernel=3), item_levels=2)
@@ -202,8 +202,8 @@ def preset(name: str) -> ModelConfig:
             vision=VisionConfig(type="lite", width=320, patch=16),
             text=TextConfig(vocab_size=20_380, depth=1),
             grounding=GroundingConfig(heads=10),
-            query_size=128,
-            item_size=256,
+            query_size=160,
+            item_size=320,
             item_levels=2,
             mean=LITE_MEAN,
             std=LITE_STD,
