@@ -14,7 +14,7 @@ from tigerfg.encoder import Encoder
 from tigerfg.engines import open_engine
 
 SHIPPED = sorted(file.parent.name for file in _SHIPPED.glob(f"*/{MANIFEST_FILE}"))
-LEAST = {"lite": (0.62, 0.73), "tiny": (0.62, 0.74)}  # Recall@1, pointing accuracy
+LEAST = {"lite": (0.63, 0.76), "tiny": (0.62, 0.74)}  # Recall@1, pointing accuracy
 PRODUCTS, SEED = 200, 77_001  # a seed that no model was trained on
 
 
@@ -40,7 +40,7 @@ def test_every_file_is_what_the_manifest_says(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_text_finds_the_product_in_a_cluttered_picture(rendered, name):
-    """Of 200 products; the bounds are three standard errors below .72, .82 and
+    """Of 200 products; the bounds are three standard errors below .73, .84 and
     .71, .82."""
     with closing(Encoder(Bundle.open(name), open_engine(name, "onnx", "fp32", 2))) as encoder:
         item, whole = evaluate_rows(rendered / "cluttered", encoder, [Row(), Row("global")])
