@@ -75,7 +75,7 @@ runs/objects/items.jsonl: $(VENV)/.lite  ## everyday things with their names, to
 		build/objects/node_modules/@lobehub/fluent-emoji-3d \
 		build/objects/node_modules/emojibase-data $(dir $@)
 
-runs/garments/items.jsonl: $(VENV)/.lite  ## clothes, shown by themselves and worn (Debian's apt)
+runs/garments/items.jsonl: $(VENV)/.dev  ## clothes, shown by themselves and worn (Debian's apt)
 	mkdir -p build/garments
 	cd build/garments && apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist*.deb .
 	$(BIN)/python bench/garments_catalog.py build/garments/usr/share/datasets/fashion-mnist $(dir $@)
@@ -83,7 +83,7 @@ runs/garments/items.jsonl: $(VENV)/.lite  ## clothes, shown by themselves and wo
 # lite begins with the text encoder of the shipped tiny, and ends with the vocabulary of the shipped
 # lite. Its model card and log tell of the last run only; those of the shipped bundle were joined by
 # hand.
-bundle-lite: runs/objects/items.jsonl runs/garments/items.jsonl  ## train the shipped lite model (CPU: four hours)
+bundle-lite: $(VENV)/.lite runs/objects/items.jsonl runs/garments/items.jsonl  ## train the shipped lite model (CPU: four hours)
 	$(BIN)/python bench/lite_start.py tiny runs/lite-start
 	$(BIN)/tigerfg train --config bench/recipes/lite.json --data $(PHOTOS) \
 		--init runs/lite-start --out runs/lite

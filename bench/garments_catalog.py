@@ -11,16 +11,17 @@ and two colours, each a product, and is shown by itself and worn (`people.py`).
 from __future__ import annotations
 
 import gzip
-import json
 import multiprocessing
 import sys
 import zlib
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cut_outs import visible, write_items, write_views
 from objects_catalog import NAMES, coloured
 from people import dressed
 from PIL import Image
@@ -92,16 +93,20 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def chosen(kind: Kind, pictures: np.ndarray, labels: np.ndarray) -> list[int]:
     """Rows of the pictures of a kind, the first or the last of its class."""
-    rows = []
-    for row in np.flatnonzero(labels == kind.label):
-        inside = filled(pictures[row] > 0)
-        if inside.sum() < SMALLEST:
-            continue
-        down, across = (np.ptp(places) + 1 for places in np.nonzero(inside))
-        if kind.label != 0 or (across < TANK * down) == (kind.name == "tank"):
-            rows.append(int(row))
     # shorts are made of other trousers than those that are shown whole
-    return rows[-kind.count :] if kind.name == "shorts" else rows[: kind.count]
+    order = -1 if kind.name == "shorts" else 1
+    rows = np.flatnonzero(labels == kind.label)[::order]
+    fitting = (int(row) for row in rows if _fits(kind, pictures[row]))
+    return list(islice(fitting, kind.count))[::order]
+
+
+def _fits(kind: Kind, stored: np.ndarray) -> bool:
+    """Whether a picture of the kind's class is large enough, and of this part of the class."""
+    inside = filled(stored > 0)
+    if inside.sum() < SMALLEST:
+        return False
+    down, across = (np.ptp(places) + 1 for places in np.nonzero(inside))
+    return kind.label != 0 or (across < TANK * down) == (kind.name == "tank")
 
 
 def filled(inside: np.ndarray) -> np.ndarray:
@@ -126,7 +131,7 @@ def enlarged(stored: np.ndarray, rng: np.random.Generator) -> Image.Image:
     light += (fine + 5 * ndimage.gaussian_filter(coarse, 2)) * rng.choice(WEAVES)
     pixels = np.stack([np.clip(light, 0.02, 1) * 255] * 3 + [alpha * 255], axis=-1)
     cut = Image.fromarray(pixels.astype(np.uint8), "RGBA")
-    return cut.crop(cut.getchannel("A").getbbox())
+    return visible(cut)
 
 
 def _larger(values: np.ndarray) -> np.ndarray:
@@ -139,8 +144,7 @@ def garment(kind: Kind, stored: np.ndarray, rng: np.random.Generator) -> Image.I
     cut = enlarged(stored, rng)
     if kind.name != "shorts":
         return cut
-    upper = cut.crop((0, 0, cut.width, round(rng.uniform(0.33, 0.5) * cut.height)))
-    return upper.crop(upper.getchannel("A").getbbox())
+    return visible(cut.crop((0, 0, cut.width, round(rng.uniform(0.33, 0.5) * cut.height))))
 
 
 def told(kind: Kind, colour: str, rng: np.random.Generator) -> dict[str, Any]:
@@ -189,13 +193,7 @@ def add(
         for _ in range(PEOPLE if kind.worn else 0):
             beside = coloured(other_grey, str(rng.choice(NAMES)))
             views.append(dressed(shown, beside, kind.worn, rng))
-        about = told(kind, str(colour), rng)
-        for view, picture in enumerate(views):
-            file = f"images/{product}-{view}.webp"
-            picture.save(out / file, quality=90)
-            record = {"item_id": f"{product}-{view}", "product_id": product, "image": file, **about}
-            record |= {"target_box": [0, 0, *picture.size], "layout": "standard"}
-            records.append(record)
+        records += write_views(out, product, views, told(kind, str(colour), rng))
     return records
 
 
@@ -214,9 +212,7 @@ def main(folder: Path, out: Path) -> None:
     (out / "images").mkdir(parents=True, exist_ok=True)
     with multiprocessing.Pool() as pool:
         made = pool.map(partial(add, out=out), tasks, chunksize=16)
-    records = [record for part in made for record in part]
-    (out / "items.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    print(len(records), "pictures of", len({record["product_id"] for record in records}))
+    write_items(out, (record for part in made for record in part))
 
 
 if __name__ == "__main__":

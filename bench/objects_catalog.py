@@ -1,6 +1,6 @@
 """The catalogue of everyday things that `lite` is trained on: 3D objects and emoji.
 
-python bench/objects_catalog.py VIEWS EMOJI NAMES OUT      (make objects)
+python bench/objects_catalog.py VIEWS EMOJI NAMES OUT      (make runs/objects/items.jsonl)
 
 VIEWS: what `objects_views.py` wrote. EMOJI: the npm package @lobehub/fluent-emoji-3d (Microsoft's
 Fluent emoji, MIT). NAMES: the npm package emojibase-data (MIT). OUT: a catalogue directory, see
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from cut_outs import visible, write_items, write_views
 from PIL import Image
 
 from tigerfg.benchmark.render.wording import COLOURS
@@ -102,20 +103,8 @@ class Catalogue:
         title = name
         if told is not None and self.rng.random() < 0.5:
             title = f"{attributes['color'].capitalize()} {name.lower()}"
-        for number, picture in enumerate(pictures):
-            file = f"images/{product}-{number}.webp"
-            picture.save(self.out / file, quality=90)
-            record = {
-                "item_id": f"{product}-{number}",
-                "product_id": product,
-                "image": file,
-                "title": title,
-                "category": category,
-                "attributes": attributes,
-                "target_box": [0, 0, *picture.size],
-                "layout": "standard",
-            }
-            self.records.append(record)
+        about = {"title": title, "category": category, "attributes": attributes}
+        self.records += write_views(self.out, product, pictures, about)
 
     def add_objects(self, folder: Path) -> None:
         for entry in json.loads((folder / "objects.json").read_text()):
@@ -153,11 +142,9 @@ class Catalogue:
 def _cut_out(file: Path) -> Image.Image | None:
     """What is visible of a picture. `tigerfg.benchmark.suite.cutouts.cut_out` begins at a higher
     alpha: of one picture in seven it takes fewer pixels than `lite` was trained on."""
-    picture = Image.open(file).convert("RGBA")
-    seen = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 40)).getbbox()
-    if seen is None:
+    picture = visible(Image.open(file).convert("RGBA"), 40)
+    if picture is None:
         return None
-    picture = picture.crop(seen)
     large = max(picture.size) >= LEAST_LONG and min(picture.size) >= LEAST_SHORT
     return picture if large else None
 
@@ -166,9 +153,7 @@ def main(views: Path, emoji: Path, names: Path, out: Path) -> None:
     catalogue = Catalogue(out)
     catalogue.add_objects(views)
     catalogue.add_emoji(emoji, names)
-    lines = (json.dumps(record) + "\n" for record in catalogue.records)
-    (out / "items.jsonl").write_text("".join(lines))
-    print(len(catalogue.records), "pictures of", len({r["product_id"] for r in catalogue.records}))
+    write_items(out, catalogue.records)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Views of the 3D objects that `lite` is trained on: pictures without a background.
 
-python bench/objects_views.py LIBRARIES OUT      (make objects)
+python bench/objects_views.py LIBRARIES OUT      (make runs/objects/items.jsonl)
 
 LIBRARIES holds furniture libraries of Sweet Home 3D (*.sh3f, archives of OBJ models with names,
 categories and tags), as the Debian package `sweethome3d-furniture` brings them: CC BY 3.0 and CC0,

@@ -8,6 +8,7 @@ which has skin, hair and other garments in it, as in the pictures of a shop.
 from __future__ import annotations
 
 import numpy as np
+from cut_outs import visible
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
@@ -57,8 +58,7 @@ def dressed(
         above = HIPS - rng.uniform(30, 110)
     elif rng.random() < 0.25:  # without the face
         above = SHOULDERS - rng.uniform(5, 60)
-    cut = figure.finished().crop((0, round(above), WIDTH, round(below)))
-    return cut.crop(cut.getchannel("A").point(lambda alpha: 255 * (alpha > SEEN)).getbbox())
+    return visible(figure.finished().crop((0, round(above), WIDTH, round(below))), SEEN)
 
 
 def _fitted(
@@ -113,7 +113,7 @@ class _Figure:
         self._canvas.alpha_composite(garment, (round(across), round(above)))
 
     def draw_head(self) -> None:
-        """Neck, hair and face, before the garments."""
+        """Neck, hair and face, in front of the garments."""
         x, y = CENTRE + self._rng.uniform(-6, 6), SHOULDERS - 72
         self._draw.line([(CENTRE, NECK), (CENTRE, SHOULDERS + 6)], fill=self._skin, width=30)
         self._oval((x, y - 10), 36, 40, self._hair)

@@ -37,6 +37,7 @@ COMMANDS = {
 # typer carries its own copy of click in new versions and the click package in old ones
 UsageError = typer.BadParameter.__bases__[0]
 DEBUG_VARIABLE = "TIGERFG_DEBUG"
+STDOUT, STDERR = 1, 2  # file descriptors
 
 
 def _fail(error: BaseException) -> int:
@@ -58,9 +59,6 @@ def _fail(error: BaseException) -> int:
     else:
         say(f"internal error: {type(error).__name__}: {error} (--debug shows where)")
     return 1
-
-
-STDOUT, STDERR = 1, 2
 
 
 def _has_reader(descriptor: int) -> bool:
