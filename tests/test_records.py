@@ -113,6 +113,24 @@ def test_missing_and_null_fields_take_their_defaults():
     assert (query.box, query.item_ids) == (None, ())
 
 
+def test_empty_cells_of_pandas_are_null():
+    nan = float("nan")
+    fields = ("title", "category", "attributes", "description", "target_box", "brand")
+    item = Item.from_dict({"item_id": "a", "image": "a.jpg", **dict.fromkeys(fields, nan)})
+    item.validate()
+    assert item == Item("a", "a.jpg", extra={"brand": None})
+    with pytest.raises(InputError, match="item_id is missing"):
+        Item.from_dict({"item_id": nan, "image": "a.jpg"}).validate()
+    query = Query.from_dict({"query_id": "q", "image": "q.jpg", "box": nan, "item_ids": nan})
+    assert query == Query("q", "q.jpg")
+
+
+@pytest.mark.parametrize("box", [[1, 2, 3, 4], np.array([1, 2, 3, 4], np.float32)], ids=type)
+def test_boxes_given_as_lists_and_arrays_are_tuples(box):
+    assert Item("a", "a.jpg", target_box=box) == Item("a", "a.jpg", target_box=(1, 2, 3, 4))
+    assert Query("q", "q.jpg", box=box) == Query("q", "q.jpg", box=(1, 2, 3, 4))
+
+
 def test_integer_ids_become_strings():
     assert Item.from_dict({"item_id": 17, "image": "a"}).item_id == "17"
     query = Query.from_dict({"query_id": 3, "image": "a", "item_ids": [17, "b"]})

@@ -45,19 +45,18 @@ class Item:
     def __post_init__(self) -> None:
         for name in ("attributes", "extra"):
             object.__setattr__(self, name, _python(getattr(self, name)))
+        object.__setattr__(self, "target_box", _as_tuple(self.target_box))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Item:
         """Build an item from a record; nothing is checked before `validate`.
 
         Missing or null fields take their defaults, integer ids become strings, unknown fields go
-        to ``extra``.
+        to ``extra``. A NaN is null: pandas has one where a cell is empty.
         """
         known, extra = _split(values, {entry.name for entry in fields(cls)})
         known["item_id"] = plain_id(known.get("item_id"))
         known.setdefault("image", None)
-        if isinstance(known.get("target_box"), list):
-            known["target_box"] = tuple(known["target_box"])
         return cls(**known, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,6 +123,7 @@ class Query:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extra", _python(self.extra))
+        object.__setattr__(self, "box", _as_tuple(self.box))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Query:
@@ -131,8 +131,6 @@ class Query:
         known, extra = _split(values, {entry.name for entry in fields(cls)})
         known["query_id"] = plain_id(known.get("query_id"))
         known.setdefault("image", None)
-        if isinstance(known.get("box"), list):
-            known["box"] = tuple(known["box"])
         if isinstance(known.get("item_ids"), (list, tuple)):
             known["item_ids"] = tuple(map(plain_id, known["item_ids"]))
         return cls(**known, extra=extra)
@@ -190,8 +188,14 @@ def _split(values: Mapping[str, Any], names: set[str]) -> tuple[dict[str, Any], 
     if not isinstance(values, Mapping):
         raise InputError(f"a record is {_kind(values)}, not an object")
     names = names - {"extra"}
+    values = {key: None if is_empty(value) else value for key, value in values.items()}
     known = {key: value for key, value in values.items() if key in names and value is not None}
     return known, {key: value for key, value in values.items() if key not in names}
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a field's value is NaN, which pandas has where a cell is empty."""
+    return isinstance(value, float) and value != value
 
 
 def plain_id(value: Any) -> Any:
@@ -201,6 +205,12 @@ def plain_id(value: Any) -> Any:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     except ValueError:  # thousands of digits: refused as what it is
         return value
+
+
+def _as_tuple(box: Any) -> Any:
+    """A box given as a list or an array as a tuple; anything else as it is."""
+    box = _python(box)
+    return tuple(box) if isinstance(box, list) else box
 
 
 def _box(box: Sequence[float] | None) -> list[float] | None:

@@ -13,7 +13,7 @@ from tigerfg.errors import InputError
 from tigerfg.index.stored import checked_id
 from tigerfg.ingest_run import Given, IngestRun, OnProgress
 from tigerfg.prepare import content_hash, document_of, stored_path
-from tigerfg.records import Item, Rejected
+from tigerfg.records import Item, Rejected, is_empty
 from tigerfg.rows import CsvText
 from tigerfg.text import item_text
 
@@ -95,6 +95,7 @@ def _changed(stored: dict[str, Any], change: Change, encoded: bytes) -> str:
         InputError: a field cannot be stored, or is one of those that were encoded.
     """
     name = f"item_id {stored['item_id']!r}"
+    change = {key: value for key, value in change.items() if not is_empty(value)}
     image, given = stored.get("image"), change.get("image")
     change = {key: _typed(name, key, value, stored.get(key)) for key, value in change.items()}
     merged = {**stored, **change, "image": image}

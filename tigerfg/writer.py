@@ -95,7 +95,7 @@ class CatalogWriter(CatalogReader):
 
         Args:
             changes: any iterable of dicts: an item_id, and the fields to change; None takes a
-                field away. Other fields stay.
+                field away. Other fields stay, as do those that are NaN, a cell empty in pandas.
             progress: as in `add`; a thousand items are one transaction.
 
         Returns:
