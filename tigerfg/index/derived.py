@@ -14,6 +14,7 @@ import os
 import struct
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -122,27 +123,30 @@ def load_index(path: Path, store: Store) -> Loaded | None:
 def saved_number(path: Path, store: Store) -> int:
     """The write number of an index file, 0 where there is no usable one; reads the trailer only."""
     try:
-        with open(path, "rb") as file:
-            return _trailer(file, store).number
+        return _trailer_of(path, store).number
     except (OSError, ValueError):
         return 0
 
 
-def discard_newer(path: Path, store: Store) -> None:
-    """Remove an index file that is newer than the store.
+def discard_newer_index(path: Path, store: Store) -> None:
+    """See `discard_newer`."""
+    discard_newer(path, lambda: _trailer_of(path, store))
+
+
+def discard_newer(path: Path, read: Callable[[], object]) -> None:
+    """Remove a derived file that is newer than the store: ``read`` raises NewerError then.
 
     Where a store was put back from a backup, its writes to come get numbers that the file holds
     others under.
     """
     try:
-        with open(path, "rb") as file:
-            _trailer(file, store)
+        read()
     except NewerError:
         with contextlib.suppress(OSError):
             path.unlink()
             logger.warning("%s was newer than the store: removed", path)
     except (OSError, ValueError):
-        pass  # none, or what is wrong with it is said when it is read
+        pass  # none, or what is wrong with it is said when it is used
 
 
 def check_index(path: Path, store: Store) -> list[str]:
@@ -168,6 +172,11 @@ def _checked(file: BinaryIO, store: Store) -> _Trailer:
     if _CRC.pack(crc) != file.read(_CRC.size):
         raise ValueError("its checksum is wrong")
     return trailer
+
+
+def _trailer_of(path: Path, store: Store) -> _Trailer:
+    with open(path, "rb") as file:
+        return _trailer(file, store)
 
 
 def _trailer(file: BinaryIO, store: Store) -> _Trailer:

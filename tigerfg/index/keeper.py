@@ -14,7 +14,7 @@ import numpy as np
 from tigerfg.errors import CatalogError, InputError
 from tigerfg.index import flat, ivf
 from tigerfg.index.build import build
-from tigerfg.index.derived import discard_newer, saved_number
+from tigerfg.index.derived import discard_newer_index, saved_number
 from tigerfg.index.factory import list_count_of, require_ivf
 from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import AUTO as AUTO_GPU
@@ -55,7 +55,7 @@ class IndexKeeper:
         self._store, self._lock = store, lock
         if not store.read_only:
             for name in FILES:
-                discard_newer(store.path / name, store)
+                discard_newer_index(store.path / name, store)
             discard_newer_vectors(store)
         self._gpu_settings = gpu
         self._gpus: Gpus | None = gpu.find() if gpu.use == REQUIRE else None

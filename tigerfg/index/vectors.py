@@ -24,7 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from tigerfg.files import fsync_directory
-from tigerfg.index.derived import NewerError
+from tigerfg.index.derived import NewerError, discard_newer
 from tigerfg.index.store import Store
 
 STAMP_FILE = "vectors.json"
@@ -246,15 +246,8 @@ def remove_vectors(folder: Path) -> None:
 
 
 def discard_newer_vectors(store: Store) -> None:
-    """As `derived.discard_newer`, for the vectors."""
-    try:
-        _read_stamp(store)
-    except NewerError:
-        with contextlib.suppress(OSError):
-            (store.path / STAMP_FILE).unlink()
-            logger.warning("%s: vectors were newer than the store: removed", store.path)
-    except (OSError, ValueError):
-        pass
+    """See `derived.discard_newer`."""
+    discard_newer(store.path / STAMP_FILE, lambda: _read_stamp(store))
 
 
 def copy_vectors(source: Path, target: Path) -> None:
