@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tigerfg.errors import InputError
-from tigerfg.training import photos
+from tigerfg.training import photo_reader, photos
 from tigerfg.training.photos import photo_pool
-from tigerfg.training.pool import Pool
+from tigerfg.training.pool import ARRAYS, Pool
 
 Record = dict[str, Any]
 MakeImage = Callable[..., Image.Image]
@@ -133,36 +133,36 @@ def test_product_beside_the_target_has_its_number_where_it_is_of_the_pool(
     others = dict(zip(pool.scene_products.tolist(), pool.other_products.tolist(), strict=True))
     b, c, d = range(3) if spoilt else range(1, 4)
     assert (others[b], others[c], others[d]) == (c, -1, -1)
-    assert pool.skipped[photos.NO_PICTURE] == spoilt
+    assert pool.skipped[photo_reader.NO_PICTURE] == spoilt
 
 
 HOSTILE: dict[str, tuple[Record | str, str]] = {
-    "no JSON": ("{", photos.BAD_RECORD),
-    "no id": ({"image": "a.png", "title": "mug"}, photos.BAD_RECORD),
-    "title of the wrong type": (item("x", "a.png", title=7), photos.BAD_RECORD),
+    "no JSON": ("{", photo_reader.BAD_RECORD),
+    "no id": ({"image": "a.png", "title": "mug"}, photo_reader.BAD_RECORD),
+    "title of the wrong type": (item("x", "a.png", title=7), photo_reader.BAD_RECORD),
     "NaN in the box": (
         '{"item_id": "x", "image": "a.png", "title": "mug", "target_box": [NaN, 0, 9, 9]}',
-        photos.BAD_BOX,
+        photo_reader.BAD_BOX,
     ),
     "NaN elsewhere": (
         '{"item_id": "x", "image": "a.png", "title": NaN}',
-        photos.BAD_RECORD,  # which JSON does not have
+        photo_reader.BAD_RECORD,  # which JSON does not have
     ),
     "infinite box": (
         '{"item_id": "x", "image": "a.png", "title": "mug", "target_box": [0, 0, 9, 1e999]}',
-        photos.BAD_BOX,
+        photo_reader.BAD_BOX,
     ),
-    "box without area": (item("x", "a.png", target_box=[5, 5, 5, 9]), photos.BAD_BOX),
-    "inverted box": (item("mailbox", "a.png", target_box=[9, 5, 5, 9]), photos.BAD_BOX),
-    "box of three": (item("x", "a.png", target_box=[5, 5, 9]), photos.BAD_BOX),
-    "box outside": (item("x", "a.png", target_box=[60, 0, 90, 40]), photos.BAD_BOX),
-    "turned picture": (item("x", "turned.jpg", target_box=[0, 0, 9, 9]), photos.TURNED_BOX),
-    "no file": (item("x", "none.png"), photos.MISSING),
-    "truncated": (item("x", "cut.jpg"), photos.BAD_PICTURE),
-    "empty file": (item("x", "empty.png"), photos.BAD_PICTURE),
-    "not a picture": (item("x", "text.png"), photos.BAD_PICTURE),
-    "no text": ({"item_id": "x", "image": "a.png"}, photos.NO_TEXT),
-    "blank text": (item("x", "a.png", title=" ", attributes={"color": None}), photos.NO_TEXT),
+    "box without area": (item("x", "a.png", target_box=[5, 5, 5, 9]), photo_reader.BAD_BOX),
+    "inverted box": (item("mailbox", "a.png", target_box=[9, 5, 5, 9]), photo_reader.BAD_BOX),
+    "box of three": (item("x", "a.png", target_box=[5, 5, 9]), photo_reader.BAD_BOX),
+    "box outside": (item("x", "a.png", target_box=[60, 0, 90, 40]), photo_reader.BAD_BOX),
+    "turned picture": (item("x", "turned.jpg", target_box=[0, 0, 9, 9]), photo_reader.TURNED_BOX),
+    "no file": (item("x", "none.png"), photo_reader.MISSING),
+    "truncated": (item("x", "cut.jpg"), photo_reader.BAD_PICTURE),
+    "empty file": (item("x", "empty.png"), photo_reader.BAD_PICTURE),
+    "not a picture": (item("x", "text.png"), photo_reader.BAD_PICTURE),
+    "no text": ({"item_id": "x", "image": "a.png"}, photo_reader.NO_TEXT),
+    "blank text": (item("x", "a.png", title=" ", attributes={"color": None}), photo_reader.NO_TEXT),
 }  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def test_a_bad_item_is_counted_and_costs_the_others_nothing(
     pool = photo_pool(shop, "train", 32, 64, crops_per_photo=1, collages=2)
     assert pool.products == 2
     assert pool.skipped[reason] == 1
-    assert set(pool.skipped) <= {reason, photos.NO_PICTURE}
+    assert set(pool.skipped) <= {reason, photo_reader.NO_PICTURE}
     for array in (pool.scene_boxes, pool.other_boxes, pool.scene_extents, pool.crop_extents):
         assert np.isfinite(array).all()
 
@@ -202,8 +202,11 @@ def test_bad_queries_are_counted(shop: Path) -> None:
     write(shop, [item("m1", "a.png")], queries)
     pool = photo_pool(shop, "train", 32, 64, crops_per_photo=1)
     assert pool.skipped == {
-        photos.STRAY_QUERY: 2, photos.MISSING: 1, photos.BAD_BOX: 2, photos.BAD_RECORD: 1,
-    }  # fmt: skip
+        photo_reader.STRAY_QUERY: 2,
+        photo_reader.MISSING: 1,
+        photo_reader.BAD_BOX: 2,
+        photo_reader.BAD_RECORD: 1,
+    }
     assert len(pool.crops) == 2
 
 
@@ -227,22 +230,22 @@ def test_what_is_left_out_is_named(shop: Path, caplog: pytest.LogCaptureFixture)
     ]
     write(shop, items, queries)
     pool = photo_pool(shop, "train", 32, 64, crops_per_photo=1)
-    assert pool.skipped[photos.MISSING] == 13
+    assert pool.skipped[photo_reader.MISSING] == 13
     told = [message for message in caplog.messages if message.startswith(f"{shop}: ")]
     for what, reason in (
-        ("items.jsonl:2: not valid JSON", photos.BAD_RECORD),
-        ("item_id 'bare'", photos.NO_TEXT),
-        ("query_id 'stray'", photos.STRAY_QUERY),
-        ("queries.jsonl:2: query_id 'flat'", photos.BAD_BOX),
-        ("query_id 'outside'", photos.BAD_BOX),
-        ("product 'gone0'", photos.NO_PICTURE),
+        ("items.jsonl:2: not valid JSON", photo_reader.BAD_RECORD),
+        ("item_id 'bare'", photo_reader.NO_TEXT),
+        ("query_id 'stray'", photo_reader.STRAY_QUERY),
+        ("queries.jsonl:2: query_id 'flat'", photo_reader.BAD_BOX),
+        ("query_id 'outside'", photo_reader.BAD_BOX),
+        ("product 'gone0'", photo_reader.NO_PICTURE),
     ):
         assert any(what in line and line.endswith(f" left out: {reason}") for line in told), what
-    missing = [line for line in told if photos.MISSING in line]
+    missing = [line for line in told if photo_reader.MISSING in line]
     assert missing == [
-        *(f"{shop}: item_id 'gone{n}' left out: {photos.MISSING}" for n in range(10)),
-        f"{shop}: more left out are only counted: {photos.MISSING}",
-        f"{shop}: 13 × {photos.MISSING}, 3 more than named",
+        *(f"{shop}: item_id 'gone{n}' left out: {photo_reader.MISSING}" for n in range(10)),
+        f"{shop}: more left out are only counted: {photo_reader.MISSING}",
+        f"{shop}: 13 × {photo_reader.MISSING}, 3 more than named",
     ]
 
 
@@ -281,6 +284,40 @@ def test_odd_pictures_give_finite_pools(tmp_path: Path) -> None:
     assert len(pool.scenes) == 15
     assert (pool.scene_boxes[:, 2:] > pool.scene_boxes[:, :2]).all()
     assert np.isfinite(pool.scene_boxes).all()
+
+
+def test_pictures_go_through_a_file_in_parts_of_any_size(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [item(name, f"{name}.png", target_box=[5, 5, 55, 35]) for name in "abcdef"]
+    write(shop, items, [{"query_id": "q", "image": "a.png", "item_ids": ["b"]}])
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    pools = []
+    for size in (1, 4, 1000):
+        monkeypatch.setattr(photos, "_PART", size)
+        pools.append(photo_pool(shop, "train", 32, 64, collages=6, scratch=scratch))
+    assert not list(scratch.iterdir())
+    assert isinstance(pools[0].scenes, np.memmap)
+    for pool in pools[1:]:
+        for name in ARRAYS:
+            np.testing.assert_array_equal(getattr(pool, name), getattr(pools[0], name))
+        assert (pool.texts, pool.anchors) == (pools[0].texts, pools[0].anchors)
+    with pytest.raises(FileNotFoundError):
+        photo_pool(shop, "train", 32, 64, scratch=tmp_path / "none")
+
+
+def test_a_white_product_on_transparent_ground_has_no_holes_in_collages(shop: Path) -> None:
+    white = Image.new("RGBA", (80, 60))
+    ImageDraw.Draw(white).ellipse((10, 5, 69, 54), fill=(255, 255, 255, 255))
+    white.save(shop / "white.png")
+    box = (10.0, 5.0, 70.0, 55.0)
+    photo = photo_reader.Photo("item", str(shop / "white.png"), 30, box, None, None, False)
+    sprite = photo.cut_out()
+    assert sprite.size == (30, 25)
+    alpha = np.asarray(sprite.getchannel("A"))
+    assert alpha[12, 15] == 255
+    assert alpha[0, 0] < 128
 
 
 def test_photo_pools_are_deterministic(shop: Path) -> None:

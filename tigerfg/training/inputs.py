@@ -103,6 +103,7 @@ def _held_out_seed(config: TrainConfig) -> int:
 def _pool_makers(config: TrainConfig) -> dict[str, Callable[[], Pool]]:
     """Kind of pool -> how it is made. The run's own seed is in none: a study shares its pools."""
     sizes = (config.model.query_size, config.model.item_size)
+    scratch = config.out / "pools"
     workers = config.threads or len(os.sched_getaffinity(0))
     photos = {
         f"photos.{number}": partial(
@@ -113,13 +114,14 @@ def _pool_makers(config: TrainConfig) -> dict[str, Callable[[], Pool]]:
             seed=config.product_seed,
             crops_per_photo=config.photo_crops,
             collages=config.photo_collages,
+            scratch=scratch,
         )
         for number, directory in enumerate(config.photos)
     }
     return {
         **photos,
         "rendered": lambda: rendered_pool(
-            config.products, config.product_seed, *sizes, workers=workers
+            config.products, config.product_seed, *sizes, workers=workers, scratch=scratch
         ),
         "held_out": lambda: rendered_pool(
             _held_out(config),
@@ -128,6 +130,7 @@ def _pool_makers(config: TrainConfig) -> dict[str, Callable[[], Pool]]:
             views=1,
             cluttered=1,
             workers=workers,
+            scratch=scratch,
         ),
     }
 
@@ -137,6 +140,7 @@ def _prepare(folder: Path, make: Callable[[], Pool]) -> None:
     if folder.exists():
         return
     log.info("preparing training pictures: %s", folder.name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         make().save(folder)
     except OSError:

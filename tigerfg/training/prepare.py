@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import cache, lru_cache, partial
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -27,7 +31,11 @@ from tigerfg.training.pool import ARRAYS, Pool
 from tigerfg.training.texts import anchor_words, text_variants
 
 CHUNK = 200  # products that are rendered together
+_PICTURES = ("crops", "scenes")
 POSES = 4  # in cluttered pictures of a chunk a product has as many cut-outs, used again
+
+
+Arrays = dict[str, np.ndarray]  # those of a Pool but for `twins`
 
 
 class PoolBuilder:
@@ -75,15 +83,20 @@ class PoolBuilder:
         self._rows["other_products"].append(number)
         self._rows["cluttered"].append(cluttered)
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    @property
+    def pictures(self) -> int:
+        """How many are there."""
+        return len(self._rows["crops"]) + len(self._rows["scenes"])
+
+    def arrays(self) -> Arrays:
         """What was added, as the arrays of a Pool but for `twins`; the builder is empty then."""
         rows, q, s = self._rows, self.query_size, self.item_size
         self._rows = {name: [] for name in rows}
         return {
-            "crops": _moved(rows["crops"], (q, q, 3)),
+            "crops": np.asarray(rows["crops"], np.uint8).reshape(-1, q, q, 3),
             "crop_extents": np.asarray(rows["crop_extents"], np.float32).reshape(-1, 2),
             "crop_products": np.asarray(rows["crop_products"], np.int32),
-            "scenes": _moved(rows["scenes"], (s, s, 3)),
+            "scenes": np.asarray(rows["scenes"], np.uint8).reshape(-1, s, s, 3),
             "scene_extents": np.asarray(rows["scene_extents"], np.float32).reshape(-1, 2),
             "scene_products": np.asarray(rows["scene_products"], np.int32),
             "scene_boxes": np.asarray(rows["scene_boxes"], np.float32).reshape(-1, 4),
@@ -93,40 +106,54 @@ class PoolBuilder:
         }
 
 
-def _moved(pictures: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Pictures as one uint8 array; the list lets go of each, so that they are never there twice."""
-    moved = np.empty((len(pictures), *shape), np.uint8)
-    for number in range(len(pictures)):
-        moved[number], pictures[number] = pictures[number], None
-    return moved
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
 def make_pool(
-    parts: Iterable[dict[str, np.ndarray]],
+    parts: Iterable[Arrays],
     texts: list[list[str]],
     anchors: list[list[str]],
     twins: Sequence[int],
     skipped: Counter[str] | None = None,
     one_view: int = 0,
+    scratch: Path | None = None,
 ) -> Pool:
-    """A pool of what builders collected, in their order."""
+    """A pool of what builders collected, in their order.
+
+    Args:
+        parts: taken one after the other; their pictures, which may be more than fits in memory, go
+            to a file each and are mapped from there.
+        scratch: the directory of these files, which have no name; None: the system's for temporary
+            files.
+    """
     columns: dict[str, list[np.ndarray]] = {}
-    for part in parts:
-        for name, values in part.items():
-            columns.setdefault(name, []).append(values)
+    with ExitStack() as stack:
+        files: dict[str, IO[bytes]] = {}
+        for part in parts:
+            for name, values in part.items():
+                if name in _PICTURES:
+                    if name not in files:
+                        files[name] = stack.enter_context(tempfile.TemporaryFile(dir=scratch))
+                    files[name].write(values.data)
+                    values = values[:0]
+                columns.setdefault(name, []).append(values)
+        arrays = {name: np.concatenate(column) for name, column in columns.items()}
+        for name, file in files.items():
+            arrays[name] = _mapped(file, arrays[name].shape[1:])
     return Pool(
-        # one column after the other, so that never everything is there twice
-        **{name: _joined(columns.pop(name)) for name in list(columns)},
+        **arrays,
         twins=np.asarray(twins, np.int32),
         texts=texts,
         anchors=anchors,
         skipped=skipped or Counter(),
         one_view=one_view,
     )
+
+
+def _mapped(file: IO[bytes], shape: tuple[int, ...]) -> np.ndarray:
+    """The pictures of a shape that a file holds; it may be closed then."""
+    count = file.tell() // math.prod(shape)
+    file.flush()
+    if not count:
+        return np.empty((0, *shape), np.uint8)
+    return np.memmap(file, np.uint8, "r", shape=(count, *shape))
 
 
 def rendered_pool(
@@ -139,6 +166,7 @@ def rendered_pool(
     cluttered: int = 2,
     workers: int = 1,
     chunk: int = CHUNK,
+    scratch: Path | None = None,
 ) -> Pool:
     """Render n products: `views` query crops, one standard and `cluttered` cluttered pictures each.
 
@@ -147,6 +175,7 @@ def rendered_pool(
     Args:
         chunk: products that one process renders together; those beside a product in its cluttered
             pictures come from the same chunk.
+        scratch: as of `make_pool`.
 
     Raises:
         InputError: n or views is below 1.
@@ -167,8 +196,6 @@ def rendered_pool(
     )
     # Spawned, not forked: the caller may already have started torch's threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else nullcontext() as pool:
-        parts = list((pool.map if pool else map)(work, chunks))
     rng = np.random.default_rng((seed, 3))
     items = [
         Item(
@@ -182,8 +209,11 @@ def rendered_pool(
         for product in products
     ]
     texts = [text_variants(item, rng) for item in items]
+    anchors = [anchor_words(item) for item in items]
     twins = [index.get(p.twin_of, -1) for p in products]
-    return make_pool(parts, texts, [anchor_words(item) for item in items], twins)
+    with ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else nullcontext() as pool:
+        parts = (pool.map if pool else map)(work, chunks)
+        return make_pool(parts, texts, anchors, twins, scratch=scratch)
 
 
 @lru_cache(maxsize=1)
@@ -194,7 +224,7 @@ def _products(n: int, seed: int) -> list[Product]:
 
 def _render_chunk(
     chunk: range, *, n: int, seed: int, sizes: tuple[int, int], views: int, cluttered: int
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     products = _products(n, seed)[chunk.start : chunk.stop]
     distractors = Distractors.of(products)
     builder = PoolBuilder(*sizes)

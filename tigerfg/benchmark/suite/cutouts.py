@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from tigerfg.benchmark.pictures import stored_picture
 from tigerfg.catalog import Item, Rejected, read_items
 from tigerfg.decoding import describe_source
 from tigerfg.errors import InputError
@@ -40,19 +41,24 @@ _SCHEMA = """
 Run = Callable[[Callable[[Any], Any], list[Any]], Iterator[Any]]
 
 
-def cut_out(item: Item) -> Image.Image:
+def cut_out(item: Item, most: int | None = None) -> Image.Image:
     """The product of an item's picture as RGBA, cropped to what is visible.
 
     The picture's own transparency where it has some; else ``target_box``, near-white made
     transparent; else the whole of a picture on a white background.
 
+    Args:
+        most: px of the longer side, of a picture that is larger.
+
     Raises:
         InputError: the picture or the box cannot be used, or nothing visible is left.
     """
     box = item.target_box
-    rgb = load_image(item.image, box)
+    rgb = load_image(item.image, box, target_size=_shrunk(item.image, box, most))
     picture = _transparent(item.image, box)
-    if picture is None:
+    if picture is not None:
+        picture.thumbnail(rgb.size, Image.Resampling.BOX)
+    else:
         pixels = np.array(rgb.convert("RGBA"))
         white = pixels[..., :3].min(axis=-1) > NEAR_WHITE
         border = np.concatenate([white[0], white[-1], white[:, 0], white[:, -1]])
@@ -69,6 +75,15 @@ def cut_out(item: Item) -> Image.Image:
     if max(picture.size) < MIN_SIDE:
         raise InputError(f"the product is smaller than {MIN_SIDE} px")
     return picture
+
+
+def _shrunk(source: Any, box: Any, most: int | None) -> int | None:
+    """``most`` where the picture, or the box in it, is larger."""
+    stored = None if most is None else stored_picture(source)
+    if stored is None:  # no limit, or it cannot be read, as decoding will tell
+        return None
+    x0, y0, x1, y1 = box or (0, 0, *stored.size)
+    return most if max(x1 - x0, y1 - y0) > most else None
 
 
 def _transparent(source: Any, box: Any) -> Image.Image | None:
