@@ -14,6 +14,7 @@ import tiny_run
 import torch
 from PIL import Image
 
+from tigerfg.errors import InputError
 from tigerfg.training import inputs
 from tigerfg.training.batches import BatchMaker
 from tigerfg.training.distributed import joined
@@ -199,5 +200,5 @@ def test_a_pool_that_cannot_be_written_is_an_error(
 
     monkeypatch.setattr(inputs, "rendered_pool", lambda *_, **__: tiny_run.pool(3))
     monkeypatch.setattr(Pool, "save", full)
-    with joined("cpu", 10.0) as world, pytest.raises(OSError, match="no space"):
+    with joined("cpu", 10.0) as world, pytest.raises(InputError, match="no space left; while"):
         Inputs(tiny_run.config(tmp_path), world)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tigerfg.errors import InputError
 from tigerfg.model.checkpoint import TOKENIZER, find_checkpoint
 from tigerfg.text import TextTokenizer
 from tigerfg.training.batches import BatchMaker
@@ -143,9 +144,12 @@ def _prepare(folder: Path, make: Callable[[], Pool]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         make().save(folder)
-    except OSError:
-        if not folder.exists():
-            raise  # else the other one was first, and its pool is the same
+    except OSError as error:
+        if not folder.exists():  # else the other one was first, and its pool is the same
+            raise InputError(
+                f"out: {folder} cannot be written: {error}; while they are made, pictures take "
+                "twice the space that they need in the end"
+            ) from error
 
 
 def _texts(source: Source) -> Iterator[str]:
