@@ -210,7 +210,8 @@ def main(folder: Path, out: Path) -> None:
             beside = pictures[rng.choice(rows[other])]
             tasks.append((kind, number, pictures[row], (other, beside)))
     (out / "images").mkdir(parents=True, exist_ok=True)
-    with multiprocessing.Pool() as pool:
+    # spawned: a fork of a process whose threads hold locks, as gRPC's in the tests do, hangs
+    with multiprocessing.get_context("spawn").Pool() as pool:
         made = pool.map(partial(add, out=out), tasks, chunksize=16)
     write_items(out, (record for part in made for record in part))
 

@@ -381,7 +381,7 @@ def test_a_killed_node_costs_only_its_units(tmp_path, monkeypatch):
     items = write_items(tmp_path / "items", [150, 150])
     encode(items, tmp_path / "alone", unit_rows=10, **ENGINE)
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
-    monkeypatch.setenv("RAY_health_check_failure_threshold", "4")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "10")
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0})
     workers = [nodes.add_node(num_cpus=1) for _ in range(3)]
     try:
