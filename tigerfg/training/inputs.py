@@ -101,10 +101,10 @@ def _held_out_seed(config: TrainConfig) -> int:
     return config.product_seed + 1000
 
 
-def _pool_makers(config: TrainConfig) -> dict[str, Callable[[], Pool]]:
-    """Kind of pool -> how it is made. The run's own seed is in none: a study shares its pools."""
+def _pool_makers(config: TrainConfig) -> dict[str, Callable[..., Pool]]:
+    """Kind of pool -> how it is made, given `scratch` (see `make_pool`). The run's own seed is in
+    none: a study shares its pools."""
     sizes = (config.model.query_size, config.model.item_size)
-    scratch = config.out / "pools"
     workers = config.threads or len(os.sched_getaffinity(0))
     photos = {
         f"photos.{number}": partial(
@@ -115,35 +115,34 @@ def _pool_makers(config: TrainConfig) -> dict[str, Callable[[], Pool]]:
             seed=config.product_seed,
             crops_per_photo=config.photo_crops,
             collages=config.photo_collages,
-            scratch=scratch,
         )
         for number, directory in enumerate(config.photos)
     }
     return {
         **photos,
-        "rendered": lambda: rendered_pool(
-            config.products, config.product_seed, *sizes, workers=workers, scratch=scratch
+        "rendered": partial(
+            rendered_pool, config.products, config.product_seed, *sizes, workers=workers
         ),
-        "held_out": lambda: rendered_pool(
+        "held_out": partial(
+            rendered_pool,
             _held_out(config),
             _held_out_seed(config),
             *sizes,
             views=1,
             cluttered=1,
             workers=workers,
-            scratch=scratch,
         ),
     }
 
 
-def _prepare(folder: Path, make: Callable[[], Pool]) -> None:
+def _prepare(folder: Path, make: Callable[..., Pool]) -> None:
     """Make the pool where it is missing; another process may be making it too."""
     if folder.exists():
         return
     log.info("preparing training pictures: %s", folder.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        make().save(folder)
+        make(scratch=folder.parent).save(folder)
     except OSError as error:
         if not folder.exists():  # else the other one was first, and its pool is the same
             raise InputError(

@@ -141,9 +141,9 @@ class PhotoReader:
         product = self._products.setdefault(name, Product(name, item))
         self._product_of.setdefault(item.item_id, product)
         cluttered = layout != "standard"
-        other = self._other(item) if cluttered else None
+        objects = item.extra.get("objects") if cluttered else None
         kind = "scene" if layout == "cluttered" else "item"
-        self._add_photo(product, what, item.image, item.target_box, kind, other, cluttered)
+        self._add_photo(product, what, item.image, item.target_box, kind, objects, cluttered)
 
     def _add_query(self, query: Query) -> None:
         what = f"query_id {query.query_id!r}"
@@ -162,10 +162,14 @@ class PhotoReader:
         source: ImageSource,
         box: Box | None,
         kind: Literal["item", "query", "scene"],
-        other: Other | None,
+        objects: object,
         cluttered: bool,
     ) -> None:
-        """Take a picture that can be decoded, with a box that is in it; else it is counted."""
+        """Take a picture that can be decoded, with a box that is in it; else it is counted.
+
+        Args:
+            objects: what the record says of all products in the picture, the target first.
+        """
         stored = stored_picture(source)
         try:
             size = stored.size if stored is not None else (1, 1)
@@ -189,25 +193,25 @@ class PhotoReader:
                 side = min(self._longest, math.ceil(max(box[2] - box[0], box[3] - box[1])))
             else:
                 target = _scaled(box, size, shown)
+        other = _beside(objects, size) if stored is not None and stored.upright else None
         if other is not None:
             other = (other[0], _scaled(other[1], size, shown))
         product.photos.append(Photo(kind, source, side, box, target, other, cluttered))
 
-    def _other(self, item: Item) -> Other | None:
-        """Another product of the picture, where the record gives its box, in pixels as stored."""
-        objects = item.extra.get("objects")
-        stored = stored_picture(item.image)
-        beside = objects[1] if isinstance(objects, list) and len(objects) > 1 else None
-        if not isinstance(beside, dict) or stored is None or not stored.upright:
-            return None
-        try:
-            return str(beside.get("product_id")), check_box(beside.get("box"), stored.size)
-        except InputError:  # a guide to hard negatives, not needed
-            return None
-
     def _reject(self, rejected: Rejected) -> None:
         about_box = re.search(r"(^|: )(target_)?box ", rejected.reason)
         self.skip(str(rejected), BAD_BOX if about_box else BAD_RECORD)
+
+
+def _beside(objects: object, size: tuple[int, int]) -> Other | None:
+    """The first product beside the target, if its box is given, in pixels as stored."""
+    beside = objects[1] if isinstance(objects, list) and len(objects) > 1 else None
+    if not isinstance(beside, dict):
+        return None
+    try:
+        return str(beside.get("product_id")), check_box(beside.get("box"), size)
+    except InputError:  # a guide to hard negatives, not needed
+        return None
 
 
 def _scaled(box: Box, size: tuple[int, int], shrunk: tuple[int, int]) -> Box:

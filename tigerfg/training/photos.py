@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,8 +16,9 @@ from tigerfg.benchmark.render import Distractors, compose_scene
 from tigerfg.catalog import picture_files, record_file
 from tigerfg.errors import InputError
 from tigerfg.files import sha256_file
+from tigerfg.images import load_image
 from tigerfg.training.left_out import NAMED
-from tigerfg.training.photo_reader import NO_PICTURE, Box, Photo, PhotoReader, Product, layouts
+from tigerfg.training.photo_reader import NO_PICTURE, Photo, PhotoReader, Product, layouts
 from tigerfg.training.pool import Pool
 from tigerfg.training.prepare import Arrays, PoolBuilder, make_pool
 from tigerfg.training.texts import anchor_words, text_variants
@@ -125,21 +125,22 @@ def _parts(
     """The pictures of the products, and collages of them."""
     numbers = {product.name: number for number, product in enumerate(products)}
     for number, product in enumerate(products):
+        views = product.views
         for photo in product.photos:
+            if builder.pictures >= _PART:
+                yield builder.arrays()
             image = photo.load()
             box = photo.target
             if box is None and not photo.cluttered:
                 box = (0.0, 0.0, *map(float, image.size))
             other = photo.other and (numbers.get(photo.other[0], -1), photo.other[1])
             builder.scene(number, image, box, other, cluttered=photo.cluttered)
-            if photo.kind == "scene" and (product.views or photo.target is None):
+            if photo.kind == "scene" and (views or photo.target is None):
                 continue
             smallest = _WHOLE if photo.target is None else _TIGHT
-            shown = _inside(image, photo.target)
+            cropped = load_image(image, photo.target)
             for _ in range(crops_per_photo):
-                builder.crop(number, _random_crop(shown, rng, smallest))
-        if builder.pictures >= _PART:
-            yield builder.arrays()
+                builder.crop(number, _random_crop(cropped, rng, smallest))
     shown = [number for number, product in enumerate(products) if product.views]
     if len(shown) > 1:
         kinds = [products[number].item.category for number in shown]
@@ -147,9 +148,9 @@ def _parts(
         for _ in range(collages):
             target = int(rng.integers(len(shown)))
             chosen = [shown[k] for k in (target, *distractors.choose(target, rng))]
-            _add_collage(builder, {number: products[number] for number in chosen}, rng)
             if builder.pictures >= _PART:
                 yield builder.arrays()
+            _add_collage(builder, {number: products[number] for number in chosen}, rng)
     yield builder.arrays()
 
 
@@ -195,11 +196,3 @@ def _random_crop(image: Image.Image, rng: np.random.Generator, smallest: float) 
     x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
     crop = image.crop((x, y, x + w, y + h))
     return ImageOps.mirror(crop) if rng.random() < 0.5 else crop
-
-
-def _inside(image: Image.Image, box: Box | None) -> Image.Image:
-    """The box's pixels, whole ones, at least one; without a box all."""
-    if box is None:
-        return image
-    x0, y0, x1, y1 = box
-    return image.crop((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)))
