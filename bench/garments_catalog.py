@@ -1,11 +1,13 @@
 """The catalogue of clothes that `lite` is trained on: packshots, and people who wear them.
 
-python bench/garments_catalog.py FASHION_MNIST OUT      (make runs/garments/items.jsonl)
+python bench/garments_catalog.py FASHION_MNIST OUT [TIMES COLOURS]
+(make runs/garments/items.jsonl runs/more-garments/items.jsonl)
 
 FASHION_MNIST: the files of that data set (Zalando Research, MIT) as the Debian package
 `dataset-fashion-mnist` brings them: grey pictures of real clothes, shoes and bags, 28 x 28. OUT: a
 catalogue directory, see `tigerfg.training.photos.photo_pool`. A garment is enlarged, gets a weave
-and two colours, each a product, and is shown by itself and worn (`people.py`).
+and COLOURS colours (2), each a product, and is shown by itself and worn (`people.py`). TIMES: the
+garments of each kind, in multiples of its `count`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ LARGEST_HOLE = 12  # stored pixels that are filled: a white print, not the insid
 SMALLEST = 60  # stored pixels of a garment that is used
 MEAN = 0.62  # lightness of a garment before it is coloured
 WEAVES = (0.008, 0.02, 0.045)
-PRODUCTS, PEOPLE = 2, 2  # colours of a garment, and people who wear each
+PEOPLE = 2  # who wear a garment of a colour
 TANK = 0.66  # width by height of what has no sleeves
 
 
@@ -44,7 +46,7 @@ class Kind:
     """What garments of a class of Fashion-MNIST, or of a part of one, are called.
 
     Attributes:
-        name: of the kind. label: the class. count: how many garments are taken of it.
+        name: of the kind. label: the class. count: garments that are taken of it, times TIMES.
         worn: "upper", "lower", "whole" (of the body), or "" for what is shown by itself only.
         group, leaves: the last two levels of its category, the last as one of several.
         nouns: what sellers call it.
@@ -91,13 +93,13 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return arrays[0].reshape(-1, STORED, STORED), arrays[1]
 
 
-def chosen(kind: Kind, pictures: np.ndarray, labels: np.ndarray) -> list[int]:
+def chosen(kind: Kind, pictures: np.ndarray, labels: np.ndarray, times: int = 1) -> list[int]:
     """Rows of the pictures of a kind, the first or the last of its class."""
     # shorts are made of other trousers than those that are shown whole
     order = -1 if kind.name == "shorts" else 1
     rows = np.flatnonzero(labels == kind.label)[::order]
     fitting = (int(row) for row in rows if _fits(kind, pictures[row]))
-    return list(islice(fitting, kind.count))[::order]
+    return list(islice(fitting, times * kind.count))[::order]
 
 
 def _fits(kind: Kind, stored: np.ndarray) -> bool:
@@ -178,7 +180,7 @@ def told(kind: Kind, colour: str, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def add(
-    task: tuple[Kind, int, np.ndarray, tuple[Kind, np.ndarray]], out: Path
+    task: tuple[Kind, int, np.ndarray, tuple[Kind, np.ndarray]], out: Path, colours: int
 ) -> list[dict[str, Any]]:
     """Write the pictures of a garment; its records. The task: kind, number, stored picture, and
     kind and stored picture of what is worn with it."""
@@ -186,7 +188,7 @@ def add(
     rng = np.random.default_rng(zlib.crc32(f"{kind.name}-{number}".encode()))
     grey, other_grey = garment(kind, stored, rng), garment(other_kind, other, rng)
     records = []
-    for colour in rng.choice(NAMES, PRODUCTS, replace=False):
+    for colour in rng.choice(NAMES, colours, replace=False):
         product = f"{kind.name}-{number}-{colour.replace(' ', '_')}"
         shown = coloured(grey, str(colour))
         views = [shown]
@@ -197,9 +199,9 @@ def add(
     return records
 
 
-def main(folder: Path, out: Path) -> None:
+def main(folder: Path, out: Path, times: int = 1, colours: int = 2) -> None:
     pictures, labels = read(folder)
-    rows = {kind: chosen(kind, pictures, labels) for kind in KINDS}
+    rows = {kind: chosen(kind, pictures, labels, times) for kind in KINDS}
     rng = np.random.default_rng(0)
     parts = {worn: [kind for kind in KINDS if kind.worn == worn] for worn in ("upper", "lower")}
     tasks = []
@@ -212,9 +214,9 @@ def main(folder: Path, out: Path) -> None:
     (out / "images").mkdir(parents=True, exist_ok=True)
     # spawned: a fork of a process whose threads hold locks, as gRPC's in the tests do, hangs
     with multiprocessing.get_context("spawn").Pool() as pool:
-        made = pool.map(partial(add, out=out), tasks, chunksize=16)
+        made = pool.map(partial(add, out=out, colours=colours), tasks, chunksize=16)
     write_items(out, (record for part in made for record in part))
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:3]))
+    main(*map(Path, sys.argv[1:3]), *map(int, sys.argv[3:5]))

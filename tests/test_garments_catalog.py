@@ -143,3 +143,17 @@ def test_a_garment_coloured_anew_keeps_its_outline() -> None:
     grey = garments_catalog.enlarged(stored(8, 150), np.random.default_rng(1))
     red = coloured(grey, "red")
     assert red.getchannel("A").tobytes() == grey.getchannel("A").tobytes()
+
+
+def test_more_garments_in_one_colour_each(data: Path, few: None, tmp_path: Path) -> None:
+    garments_catalog.main(data, tmp_path, times=2, colours=1)
+    lines = (tmp_path / "items.jsonl").read_text().splitlines()
+    products = {json.loads(line)["product_id"] for line in lines}
+    garments = [product.rsplit("-", 1)[0] for product in products]
+    kinds = [garment.split("-")[0] for garment in garments]
+    assert len(set(garments)) == len(garments)
+    # all that there are of tanks, two; of all others twice two
+    assert all(
+        kinds.count(kind.name) == 4 for kind in garments_catalog.KINDS if kind.name != "tank"
+    )
+    assert kinds.count("tank") == 2

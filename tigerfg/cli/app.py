@@ -31,6 +31,7 @@ COMMANDS = {
     "render": "tigerfg.cli.render",
     "suite": "tigerfg.cli.suite",
     "train": "tigerfg.cli.train",
+    "average": "tigerfg.cli.average",
     "doctor": "tigerfg.cli.doctor",
 }
 

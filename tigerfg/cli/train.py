@@ -12,6 +12,7 @@ import typer
 
 from tigerfg.cli import options
 from tigerfg.cli.console import shown_path
+from tigerfg.cli.training_extra import need_torch
 
 if TYPE_CHECKING:
     from tigerfg.training.config import TrainConfig
@@ -99,13 +100,7 @@ def command(
 
     Over several processes: torchrun --nproc-per-node=2 -m tigerfg.cli train ...
     """
-    try:
-        import torch  # noqa: F401 - tells a missing extra from an error inside training
-    except ModuleNotFoundError as error:
-        from tigerfg.errors import MissingExtraError
-
-        raise MissingExtraError("tigerfg train", "torch", "train") from error
-
+    need_torch("tigerfg train")
     from tigerfg.training.loop import train
 
     logging.basicConfig(format="%(message)s")

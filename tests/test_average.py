@@ -1,0 +1,127 @@
+"""The mean of models: as an oracle in float64 has it, and refused where it would mean nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import CONV, HF, LEVELS, build, tokenizer_file
+from typer.testing import CliRunner
+
+from tigerfg.cli import app as cli
+from tigerfg.errors import InputError
+from tigerfg.model import load_checkpoint, save_checkpoint
+from tigerfg.model.average import average_checkpoints
+from tigerfg.model.checkpoint import fingerprint, load_config
+
+
+@pytest.fixture
+def saved(tmp_path: Path):
+    """Makes a random model's checkpoint of a name, configuration and seed."""
+    words = tokenizer_file(tmp_path / "words.json")
+
+    def save(name: str, seed: int, config=CONV, tokenizer: Path = words) -> Path:
+        return save_checkpoint(build(config, seed), tokenizer, tmp_path / name)
+
+    return save
+
+
+def parameters(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path).state_dict()
+
+
+@pytest.mark.parametrize("config", [CONV, LEVELS, HF], ids=lambda config: config.name)
+def test_the_mean_is_that_of_an_oracle_in_float64(saved, tmp_path, config):
+    paths = [saved(f"m{seed}", seed, config) for seed in range(3)]
+    out = average_checkpoints(paths, tmp_path / "mean", [1, 2, 5])
+    models = [parameters(path) for path in paths]
+    mean = parameters(out)
+    assert mean.keys() == models[0].keys()
+    for name, value in mean.items():
+        oracle = sum(
+            w / 8 * model[name].double() for w, model in zip((1, 2, 5), models, strict=True)
+        )
+        assert value.dtype == models[0][name].dtype
+        assert torch.allclose(value.double(), oracle, rtol=1e-7, atol=1e-12)  # one rounding
+    changed = [n for n in mean if not torch.equal(mean[n], models[2][n])]
+    assert len(changed) > len(mean) / 2
+
+
+def test_a_model_with_itself_stays_to_the_bit_and_its_start_is_found_by_name(saved, tmp_path):
+    start = saved("start", 3)
+    out = average_checkpoints([start, start], tmp_path / "new" / "mean")
+    assert fingerprint(out) == fingerprint(start)
+    shipped = average_checkpoints(["tiny", "tiny"], tmp_path / "tiny-mean", [3, 1])
+    assert fingerprint(shipped) == fingerprint("tiny")
+    card = (shipped / "MODEL_CARD.md").read_text()
+    assert card.startswith("# Model card: tiny\n")
+    assert f"| 0.75 | tiny | {fingerprint('tiny')[:12]} |" in card
+    assert f"| 0.25 | tiny | {fingerprint('tiny')[:12]} |" in card
+
+
+def test_picture_sizes_are_those_of_the_last(saved, tmp_path):
+    small = saved("small", 1)
+    large = saved("large", 2, replace(CONV, name="large", query_size=48, item_size=96))
+    config = load_config(average_checkpoints([small, large], tmp_path / "mean"))
+    assert (config.name, config.query_size, config.item_size) == ("large", 48, 96)
+    config = load_config(average_checkpoints([large, small], tmp_path / "other"))
+    assert (config.name, config.query_size, config.item_size) == ("small", 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ([1.0], "1 of them for 2 models"),
+        ([0.0, 1.0], "0.0 is no positive number"),
+        ([1.0, -0.5], "-0.5 is no positive number"),
+        ([1.0, float("nan")], "nan is no positive number"),
+        ([float("inf"), 1.0], "inf is no positive number"),
+    ],
+)
+def test_wrong_weights_are_named(saved, tmp_path, weights, says):
+    paths = [saved("a", 1), saved("b", 2)]
+    with pytest.raises(InputError, match=says):
+        average_checkpoints(paths, tmp_path / "mean", weights)
+    assert not (tmp_path / "mean").exists()
+
+
+def test_models_that_differ_are_refused(saved, tmp_path):
+    first = saved("first", 1)
+    wider = saved("wider", 1, replace(CONV, embedding_dim=48))
+    with pytest.raises(InputError, match=r"embedding_dim is 32 in .*first and 48 in .*wider"):
+        average_checkpoints([first, wider], tmp_path / "mean")
+    words = tokenizer_file(tmp_path / "fewer.json", 40)
+    with pytest.raises(InputError, match="other tokenizers"):
+        average_checkpoints([first, saved("words", 1, tokenizer=words)], tmp_path / "mean")
+    with pytest.raises(InputError, match="name two models or more"):
+        average_checkpoints([first], tmp_path / "mean")
+    with pytest.raises(InputError, match="no directory"):
+        average_checkpoints([first, tmp_path / "gone"], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+
+
+def test_nothing_is_replaced(saved, tmp_path):
+    paths = [saved("a", 1), saved("b", 2)]
+    before = fingerprint(paths[0])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for out in (paths[0], tmp_path, tmp_path / "file"):
+        with pytest.raises(InputError, match="neither new nor empty"):
+            average_checkpoints(paths, out)
+    assert fingerprint(paths[0]) == before
+    assert fingerprint(average_checkpoints(paths, tmp_path / "empty")) != before
+
+
+def test_the_command(saved, tmp_path):
+    paths = [str(saved("a", 1)), str(saved("b", 2))]
+    out = tmp_path / "mean"
+    given = ["average", *paths, "--weight", "1", "--weight", "3", "--out", str(out)]
+    result = CliRunner().invoke(cli.app, given)
+    assert result.exit_code == 0, result.output
+    same = average_checkpoints(paths, tmp_path / "same", [0.25, 0.75])
+    assert fingerprint(out) == fingerprint(same)
+    again = CliRunner().invoke(cli.app, given)
+    assert again.exit_code == 1
+    assert again.stderr.startswith("error: out: ")
