@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import IO
@@ -24,6 +22,7 @@ from tigerfg.benchmark.render import (
     render_item,
     render_query,
 )
+from tigerfg.benchmark.workers import Workers
 from tigerfg.catalog import Item
 from tigerfg.errors import InputError
 from tigerfg.images import letterbox
@@ -194,8 +193,6 @@ def rendered_pool(
         views=views,
         cluttered=cluttered,
     )
-    # Spawned, not forked: the caller may already have started torch's threads.
-    context = multiprocessing.get_context("spawn")
     rng = np.random.default_rng((seed, 3))
     items = [
         Item(
@@ -211,8 +208,8 @@ def rendered_pool(
     texts = [text_variants(item, rng) for item in items]
     anchors = [anchor_words(item) for item in items]
     twins = [index.get(p.twin_of, -1) for p in products]
-    with ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else nullcontext() as pool:
-        parts = (pool.map if pool else map)(work, chunks)
+    with Workers(workers) as processes:
+        parts = processes.map(work, chunks, chunk=1)
         return make_pool(parts, texts, anchors, twins, scratch=scratch)
 
 

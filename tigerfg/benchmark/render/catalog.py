@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tigerfg.benchmark.workers import Workers
 from tigerfg.files import naming, write_whole
 
 from .distractors import Distractors
@@ -80,27 +80,13 @@ class _Renderer:
         return items, queries
 
 
-_worker: _Renderer | None = None
+_renderer = lru_cache(maxsize=1)(_Renderer)  # one a process: its products take seconds to make
 
 
-def _start_worker(*args: Any) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to report
-    _worker = _Renderer(*args)
-
-
-def _work(i: int) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    assert _worker is not None
-    return _worker.render(i)
-
-
-def _results(args: tuple[Any, ...], n: int, workers: int) -> Iterator[Any]:
-    if workers <= 1:
-        yield from map(_Renderer(*args).render, range(n))
-        return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, _start_worker, args) as pool:
-        yield from pool.imap(_work, range(n), chunksize=8)
+def _render(
+    i: int, args: tuple[Any, ...]
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    return _renderer(*args).render(i)
 
 
 def _write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
@@ -126,7 +112,7 @@ def write_catalog(
     item pictures in px; queries have two thirds of it. workers: processes, None = one per CPU.
     progress(done, total) is called after every product. The files are the same bytes for any number
     of workers; the jsonl files appear last, once all pictures are there. Raises ValueError for an
-    unknown layout or impossible numbers.
+    unknown layout or impossible numbers, TigerfgError if a worker is killed.
     """
     if layout not in (*LAYOUTS, "both"):
         raise ValueError(
@@ -144,8 +130,9 @@ def write_catalog(
     args = (str(root), n, seed, layout, image_size, queries_per_product)
     items: dict[str, list[dict[str, Any]]] = {name: [] for name in layouts}
     queries: list[dict[str, Any]] = []
-    with naming(root):
-        for done, (records, asked) in enumerate(_results(args, n, min(wanted, max(1, n // 16))), 1):
+    with naming(root), Workers(min(wanted, max(1, n // 16))) as processes:
+        rendered = processes.map(partial(_render, args=args), range(n), chunk=8)
+        for done, (records, asked) in enumerate(rendered, 1):
             for name, record in records.items():
                 items[name].append(record)
             queries += asked

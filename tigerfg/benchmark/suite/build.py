@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from tigerfg.benchmark.workers import Workers, check_stop
 from tigerfg.errors import InputError
 
 from . import cutouts
@@ -22,7 +23,6 @@ from .schema import LAYOUTS, pair_schema
 from .settings import Settings
 from .shard_file import describe, shard_path, write_shard
 from .sources import RenderedSource, Source
-from .workers import Workers, check_stop
 
 Progress = Callable[[str, int, "int | None"], None]
 
@@ -85,7 +85,7 @@ def build(
         if catalog is not None:
             store = out / "cutouts.sqlite"
             size, tell = settings.sprite_size, partial(told, "cut-outs")
-            cutouts.prepare(catalog, store, size, pool.map, tell)
+            cutouts.prepare(catalog, store, size, partial(pool.map, chunk=8), tell)
             rejected = cutouts.rejected(store)
             source = CatalogSource.open(store)
             source.check(settings)

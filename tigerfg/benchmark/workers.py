@@ -47,8 +47,9 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
         if isinstance(error, BrokenProcessPool):
             raise TigerfgError(
-                "a worker process was killed, perhaps for want of memory: run the same command "
-                "again to go on, with fewer --workers"
+                "a worker process ended before its work: killed, perhaps for want of memory (run "
+                "it again with fewer workers), or begun by a script without "
+                "`if __name__ == '__main__':`, which every worker runs as well"
             ) from error
 
     def each(
@@ -70,11 +71,13 @@ class Workers:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 yield waiting.pop(future), future.result()
 
-    def map(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
-        """Results in the order of the tasks."""
+    def map(
+        self, function: Callable[[Any], Any], tasks: Sequence[Any], chunk: int
+    ) -> Iterator[Any]:
+        """Results in the order of the tasks; `chunk` of them go to a worker together."""
         if self._pool is None:
             return map(function, tasks)
-        return self._pool.map(function, tasks, chunksize=8)
+        return self._pool.map(function, tasks, chunksize=chunk)
 
 
 def check_stop() -> None:
