@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -46,18 +47,30 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
     return [pid for pid, command in told.items() if b"spawn_main" in command]
 
 
-def end(function: str) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def end(when: bool) -> bool:
+    if when:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return when
 
 
-def test_a_killed_worker_is_an_error_not_a_wait() -> None:
+@pytest.mark.parametrize("tasks", [4, 50_000])
+def test_a_killed_worker_is_an_error_not_a_wait(tasks: int) -> None:
+    """However many tasks are left; and no process stays, which the end would wait for."""
+    killed = [number == 2 for number in range(tasks)]
     with pytest.raises(TigerfgError, match="killed, perhaps for want of memory"), Workers(2) as two:
-        list(two.map(end, ["now"] * 4, chunk=1))
+        list(two.map(end, killed, chunk=1))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_results_come_in_the_order_of_the_tasks(count: int, chunk: int) -> None:
+    for tasks in (range(0), range(1), range(41)):
+        with Workers(count) as workers:
+            assert list(workers.map(str, tasks, chunk=chunk)) == [str(task) for task in tasks]
 
 
 def test_a_catalogue_whose_worker_is_killed_is_an_error(tmp_path: Path) -> None:
-    import multiprocessing
-
     def kill(done: int, total: int) -> None:
         if done == 3:
             multiprocessing.active_children()[0].kill()

@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing.synchronize import Event
 from typing import Any
 
@@ -76,8 +78,26 @@ class Workers:
     ) -> Iterator[Any]:
         """Results in the order of the tasks; `chunk` of them go to a worker together."""
         if self._pool is None:
-            return map(function, tasks)
-        return self._pool.map(function, tasks, chunksize=chunk)
+            yield from map(function, tasks)
+            return
+        # Few waiting at a time, and none cancelled here: the pool's own thread, which tells all of
+        # them that a worker was killed, dies of one that is cancelled meanwhile.
+        waiting: deque[Future] = deque()
+        left = iter(tasks)
+        while part := list(islice(left, chunk)):
+            waiting.append(self._pool.submit(_each_of, function, part))
+            if len(waiting) > 2 * self._count:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _each_of(function: Callable[[Any], Any], tasks: list[Any]) -> list[Any]:
+    results = []
+    for task in tasks:
+        check_stop()
+        results.append(function(task))
+    return results
 
 
 def check_stop() -> None:

@@ -22,7 +22,7 @@ from tigerfg.benchmark.render import (
     render_item,
     render_query,
 )
-from tigerfg.benchmark.workers import Workers
+from tigerfg.benchmark.workers import Workers, check_stop
 from tigerfg.catalog import Item
 from tigerfg.errors import InputError
 from tigerfg.images import letterbox
@@ -235,6 +235,7 @@ def _render_chunk(
         return posed(product, size, view_seed % POSES)
 
     for k, i in enumerate(chunk):
+        check_stop()
         rng = np.random.default_rng((seed, 4, i))
         for _ in range(views):
             view = int(rng.integers(1 << 31))
