@@ -6,8 +6,8 @@ python bench/garments_catalog.py FASHION_MNIST OUT [TIMES COLOURS]
 FASHION_MNIST: the files of that data set (Zalando Research, MIT) as the Debian package
 `dataset-fashion-mnist` brings them: grey pictures of real clothes, shoes and bags, 28 x 28. OUT: a
 catalogue directory, see `tigerfg.training.photos.photo_pool`. A garment is enlarged, gets a weave
-and COLOURS colours (2), each a product, and is shown by itself and worn (`people.py`). TIMES: the
-garments of each kind, in multiples of its `count`.
+and COLOURS colours (2), each a product, and is shown by itself and worn (`people.py`). Of each kind
+`count` garments are taken, TIMES (1) as many.
 """
 
 from __future__ import annotations

@@ -59,6 +59,33 @@ def test_a_model_with_itself_stays_to_the_bit_and_its_start_is_found_by_name(sav
     assert card.startswith("# Model card: tiny\n")
     assert f"| 0.75 | tiny | {fingerprint('tiny')[:12]} |" in card
     assert f"| 0.25 | tiny | {fingerprint('tiny')[:12]} |" in card
+    assert card.count("\n## Model card: tiny\n") == 1  # the sources' own card, once
+    assert "\n### What it can't do\n" in card
+
+
+def test_weights_of_any_size_are_shares(saved, tmp_path):
+    paths = [saved("a", 1), saved("b", 2)]
+    same = fingerprint(average_checkpoints(paths, tmp_path / "same"))
+    for number, weight in enumerate((1e-300, 1e308)):
+        out = average_checkpoints(paths, tmp_path / str(number), [weight, weight])
+        assert fingerprint(out) == same
+
+
+def test_a_source_that_is_broken_is_named(saved, tmp_path):
+    good, bad = saved("good", 1), tmp_path / "bad"
+    model = build(CONV, 2)
+    with torch.no_grad():
+        model.gate_text[3] = float("nan")
+    save_checkpoint(model, tmp_path / "words.json", bad)
+    with pytest.raises(InputError, match=r"gate_text of .*bad is not finite"):
+        average_checkpoints([good, bad], tmp_path / "mean")
+    (bad / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"bad has no tokenizer\.json"):
+        average_checkpoints([bad, good], tmp_path / "mean")
+    (bad / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"bad: config\.json: vision is missing"):
+        average_checkpoints([bad, good], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
 
 
 def test_picture_sizes_are_those_of_the_last(saved, tmp_path):
@@ -102,7 +129,7 @@ def test_models_that_differ_are_refused(saved, tmp_path):
     assert not (tmp_path / "mean").exists()
 
 
-def test_nothing_is_replaced(saved, tmp_path):
+def test_nothing_is_replaced(saved, tmp_path, monkeypatch):
     paths = [saved("a", 1), saved("b", 2)]
     before = fingerprint(paths[0])
     (tmp_path / "empty").mkdir()
@@ -110,6 +137,13 @@ def test_nothing_is_replaced(saved, tmp_path):
     for out in (paths[0], tmp_path, tmp_path / "file"):
         with pytest.raises(InputError, match="neither new nor empty"):
             average_checkpoints(paths, out)
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(InputError, match="is a link"):
+        average_checkpoints(paths, tmp_path / "link")
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match="the current directory"):
+        average_checkpoints(paths, ".")
+    monkeypatch.chdir(tmp_path)
     assert fingerprint(paths[0]) == before
     assert fingerprint(average_checkpoints(paths, tmp_path / "empty")) != before
 

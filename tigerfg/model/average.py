@@ -7,13 +7,17 @@ trained on from the same weights can be averaged, and the mean often keeps what 
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tigerfg.errors import InputError
-from tigerfg.files import sha256_file, write_whole
+from tigerfg.files import sha256_file
 from tigerfg.model.checkpoint import (
+    CARD,
     TOKENIZER,
     find_checkpoint,
     fingerprint,
@@ -23,14 +27,16 @@ from tigerfg.model.checkpoint import (
 )
 from tigerfg.model.config import ModelConfig
 
-CARD = """# Model card: {name}
+TEMPLATE = """# Model card: {name}
 
-The mean of several models' parameters (`tigerfg average`). Their own cards tell what they were
-trained on; the mean was not evaluated when it was made.
+The mean of several models' parameters (`tigerfg average`); it was not evaluated when it was made.
 
 | share | model | fingerprint |
 |---|---|---|
 {rows}
+
+What follows are their own cards: what they were trained on, under which licences, and what they
+can't do.
 """
 
 
@@ -46,32 +52,29 @@ def average_checkpoints(
         weights: one positive number a source, divided by their sum; all alike if None.
 
     Returns:
-        ``out``; MODEL_CARD.md in it names the sources.
+        ``out``; MODEL_CARD.md in it names the sources and holds their cards.
 
     Raises:
-        InputError: fewer than two sources, one that is no checkpoint, sources that differ, wrong
-            weights, or a directory that is not empty.
+        InputError: fewer than two sources, one that is no checkpoint or holds numbers that are not
+            finite, sources that differ, wrong weights, or a directory that cannot be taken.
         BundleError: a damaged bundle.
     """
     out = Path(out)
     shares = _shares(len(sources), weights)
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise InputError(f"out: {out} is neither new nor empty; name another directory")
+    _check_place(out)
     for source in sources[:-1]:
         _check_alike(source, sources[-1])
     model = load_checkpoint(sources[-1])
-    mean = {name: shares[-1] * value.double() for name, value in model.state_dict().items()}
-    for source, share in zip(sources[:-1], shares[:-1], strict=True):
+    mean = {name: value.double() * 0 for name, value in model.state_dict().items()}
+    for source, share in zip(sources, shares, strict=True):
         for name, value in load_checkpoint(source).state_dict().items():
+            if not value.isfinite().all():
+                raise InputError(f"sources: {name} of {source} is not finite; leave that model out")
             mean[name] += share * value.double()
+        _check_tokenizer(source, sources[-1])
     model.load_state_dict(mean)
-    rows = [
-        f"| {share:.4g} | {find_checkpoint(source).name} | {fingerprint(source)[:12]} |"
-        for source, share in zip(sources, shares, strict=True)
-    ]
-    save_checkpoint(model, find_checkpoint(sources[-1]) / TOKENIZER, out)
-    write_whole(out / "MODEL_CARD.md", CARD.format(name=model.config.name, rows="\n".join(rows)))
-    return out
+    tokenizer = find_checkpoint(sources[-1]) / TOKENIZER
+    return save_checkpoint(model, tokenizer, out, _card(model.config.name, sources, shares))
 
 
 def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
@@ -83,24 +86,67 @@ def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
         raise InputError(f"weights: {len(weights)} of them for {count} models; give one for each")
     if wrong := [weight for weight in weights if not (math.isfinite(weight) and weight > 0)]:
         raise InputError(f"weights: {wrong[0]} is no positive number; leave that model out")
-    return [weight / math.fsum(weights) for weight in weights]
+    largest = max(weights)
+    parts = [weight / largest for weight in weights]
+    return [part / math.fsum(parts) for part in parts]
+
+
+def _check_place(out: Path) -> None:
+    if out.is_symlink():
+        raise InputError(f"out: {out} is a link; name a new directory")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"out: {out} is neither new nor empty; name another directory")
+    if out.exists() and (os.path.ismount(out) or out.resolve() == Path.cwd()):
+        raise InputError(
+            f"out: {out} cannot be replaced (a mount point or the current directory); name a "
+            "directory in it"
+        )
 
 
 def _check_alike(source: str | Path, last: str | Path) -> None:
     """Raise unless parameters of the same name mean the same in both."""
     ours, theirs = (_shape(load_config(one)) for one in (source, last))
-    for field, value in ours.to_dict().items():
-        if value != (other := theirs.to_dict()[field]):
+    for field, value in _flat(ours.to_dict()).items():
+        if value != (other := _flat(theirs.to_dict()).get(field)):
             raise InputError(
                 f"sources: {field} is {value} in {source} and {other} in {last}; only models "
                 "trained on from one start can be averaged"
             )
+
+
+def _check_tokenizer(source: str | Path, last: str | Path) -> None:
     files = [find_checkpoint(one) / TOKENIZER for one in (source, last)]
     if sha256_file(files[0]) != sha256_file(files[1]):
         raise InputError(
             f"sources: {source} and {last} have other tokenizers; only models trained on from one "
             "start can be averaged"
         )
+
+
+def _flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Settings by their full names, such as vision.width."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        inside = isinstance(value, dict)
+        flat |= _flat(value, f"{above}{name}.") if inside else {above + name: value}
+    return flat
+
+
+def _card(name: str, sources: Sequence[str | Path], shares: Sequence[float]) -> str:
+    """The model card of the mean, with those of its sources below."""
+    rows, cards = [], {}
+    for source, share in zip(sources, shares, strict=True):
+        folder = find_checkpoint(source)
+        shown = _in_one_line("/".join(folder.parts[-2:]) if Path(source).is_dir() else source)
+        rows.append(f"| {share:.4g} | {shown} | {fingerprint(source)[:12]} |")
+        if (folder / CARD).is_file():
+            text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+            cards[re.sub(r"^(?=#)", "#", text, flags=re.MULTILINE)] = None  # a level deeper
+    return "\n".join([TEMPLATE.format(name=_in_one_line(name), rows="\n".join(rows)), *cards])
+
+
+def _in_one_line(text: object) -> str:
+    return " ".join(str(text).replace("|", "\\|").split())
 
 
 def _shape(config: ModelConfig) -> ModelConfig:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from tigerfg.bundle import MANIFEST_FILE, Bundle, shipped
@@ -24,15 +24,19 @@ from tigerfg.model.config import ModelConfig
 from tigerfg.model.towers import TigerFG
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CARD = "MODEL_CARD.md"
 
 
-def save_checkpoint(model: TigerFG, tokenizer_file: str | Path, directory: str | Path) -> Path:
+def save_checkpoint(
+    model: TigerFG, tokenizer_file: str | Path, directory: str | Path, card: str | None = None
+) -> Path:
     """Write a checkpoint directory whole or not at all; an older one there is replaced.
 
     Args:
         model: the model; weights are stored as float32.
         tokenizer_file: a tokenizer.json of the `tokenizers` library.
         directory: where the checkpoint goes.
+        card: its MODEL_CARD.md.
     """
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +44,9 @@ def save_checkpoint(model: TigerFG, tokenizer_file: str | Path, directory: str |
         staged = Path(temp) / "checkpoint"
         staged.mkdir()
         (staged / CONFIG).write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
-        save_file(parameters(model), staged / WEIGHTS)
+        (staged / WEIGHTS).write_bytes(save(parameters(model)))  # readable as any new file is
+        if card is not None:
+            (staged / CARD).write_text(card, encoding="utf-8")
         shutil.copyfile(tokenizer_file, staged / TOKENIZER)
         publish(staged, directory, Path(temp) / "old")
     return directory
@@ -112,6 +118,8 @@ def _read_config(directory: Path, bundle: Bundle | None) -> ModelConfig:
     file = directory / CONFIG
     try:
         return ModelConfig.from_dict(json.loads(file.read_bytes()))
+    except InputError as error:
+        raise InputError(f"checkpoint: {directory}: {error}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"checkpoint: {file} cannot be read as JSON ({error})") from error
 
@@ -120,9 +128,10 @@ def _read_weights(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dic
     for name in (WEIGHTS, TOKENIZER):
         if not (directory / name).is_file():
             raise InputError(f"checkpoint: {directory} has no {name}; give a checkpoint directory")
+    content = (directory / WEIGHTS).read_bytes()
     try:
-        weights = load_file(directory / WEIGHTS)
-    except (SafetensorError, OSError) as error:
+        weights = load(content)
+    except SafetensorError as error:
         raise InputError(f"checkpoint: {directory / WEIGHTS} is damaged ({error})") from error
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if shapes != found:

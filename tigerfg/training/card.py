@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tigerfg.model.checkpoint import CARD
 from tigerfg.training.config import LossWeights
 from tigerfg.training.journal import LOG
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from tigerfg.training.state import Progress
 
 HELD_OUT = 512  # rendered products for validation, at most
-CARD = "MODEL_CARD.md"
 LITE = "EfficientNet-Lite0 backbone, its stem and first blocks as ImageNet left them"
 
 TEMPLATE = """# Model card: {name}
