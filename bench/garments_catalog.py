@@ -13,7 +13,7 @@ and COLOURS colours (2), each a product, and is shown by itself and worn (`peopl
 from __future__ import annotations
 
 import gzip
-import multiprocessing
+import os
 import sys
 import zlib
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from PIL import Image
 from scipy import ndimage
 
 from tigerfg.benchmark.render.wording import BRANDS, COLOURS, STYLES
+from tigerfg.benchmark.workers import Workers
 from tigerfg.training.texts import pseudo_word
 
 STORED, SIDE = 28, 224  # px of a stored and of an enlarged picture
@@ -212,10 +213,9 @@ def main(folder: Path, out: Path, times: int = 1, colours: int = 2) -> None:
             beside = pictures[rng.choice(rows[other])]
             tasks.append((kind, number, pictures[row], (other, beside)))
     (out / "images").mkdir(parents=True, exist_ok=True)
-    # spawned: a fork of a process whose threads hold locks, as gRPC's in the tests do, hangs
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        made = pool.map(partial(add, out=out, colours=colours), tasks, chunksize=16)
-    write_items(out, (record for part in made for record in part))
+    with Workers(os.cpu_count() or 1) as workers:
+        made = workers.map(partial(add, out=out, colours=colours), tasks, chunk=16)
+        write_items(out, (record for part in made for record in part))
 
 
 if __name__ == "__main__":

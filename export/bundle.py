@@ -23,14 +23,14 @@ from tigerfg.export.quantize import int8_graph
 from tigerfg.export.report import Report
 from tigerfg.export.samples import Samples, load_samples
 from tigerfg.export.weights import WEIGHTS, write_models
-from tigerfg.files import publish
+from tigerfg.files import is_movable, publish
 from tigerfg.model import TigerFG, load_checkpoint
-from tigerfg.model.checkpoint import find_checkpoint, fingerprint, parameters
+from tigerfg.model.checkpoint import CARD, find_checkpoint, fingerprint, parameters
 from tigerfg.text import TextTokenizer
 
 PRECISIONS = ("fp32", "int8")
 CALIBRATION = 64  # pictures that set the int8 ranges; none of them is in the parity set
-DOCUMENTS = ("MODEL_CARD.md", "training_log.jsonl")
+DOCUMENTS = (CARD, "training_log.jsonl")
 
 Progress = Callable[[str], None]
 
@@ -124,7 +124,7 @@ def _check_target(out: Path) -> None:
                 f"out: {out} would be replaced, and holds {others[0]!r}, which is not of that "
                 "bundle; move it, or choose another directory"
             )
-        if out.is_mount() or out == Path.cwd():
+        if not is_movable(out):
             raise InputError(
                 f"out: {out} cannot be replaced (a mount point or the current directory); choose "
                 "a directory inside it"

@@ -82,6 +82,8 @@ def test_a_source_that_is_broken_is_named(saved, tmp_path):
     (bad / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"bad has no tokenizer\.json"):
         average_checkpoints([bad, good], tmp_path / "mean")
+    with pytest.raises(InputError, match=r"bad has no tokenizer\.json"):
+        average_checkpoints([good, bad], tmp_path / "mean")
     (bad / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"bad: config\.json: vision is missing"):
         average_checkpoints([bad, good], tmp_path / "mean")

@@ -79,6 +79,11 @@ def engines_cache() -> Path:
     return Path(root) / "tigerfg" / "engines"
 
 
+def is_movable(folder: Path) -> bool:
+    """Whether `publish` could replace a folder: not a mount point or the current directory."""
+    return not (folder.is_mount() or folder.resolve() == Path.cwd())
+
+
 def publish(staged: Path, out: Path, old: Path) -> None:
     """Move a folder into place: the new one is there, or still the old one, never half.
 

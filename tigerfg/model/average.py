@@ -7,15 +7,16 @@ trained on from the same weights can be averaged, and the mean often keeps what 
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from tigerfg.errors import InputError
-from tigerfg.files import sha256_file
+from tigerfg.files import is_movable, sha256_file
 from tigerfg.model.checkpoint import (
     CARD,
     TOKENIZER,
@@ -64,14 +65,15 @@ def average_checkpoints(
     _check_place(out)
     for source in sources[:-1]:
         _check_alike(source, sources[-1])
-    model = load_checkpoint(sources[-1])
-    mean = {name: value.double() * 0 for name, value in model.state_dict().items()}
+    mean: dict[str, Tensor] = {}
     for source, share in zip(sources, shares, strict=True):
-        for name, value in load_checkpoint(source).state_dict().items():
+        model = load_checkpoint(source)
+        _check_tokenizer(sources[0], source)
+        for name, value in model.state_dict().items():
             if not value.isfinite().all():
                 raise InputError(f"sources: {name} of {source} is not finite; leave that model out")
-            mean[name] += share * value.double()
-        _check_tokenizer(source, sources[-1])
+            part = share * value.double()
+            mean[name] = mean[name] + part if name in mean else part
     model.load_state_dict(mean)
     tokenizer = find_checkpoint(sources[-1]) / TOKENIZER
     return save_checkpoint(model, tokenizer, out, _card(model.config.name, sources, shares))
@@ -96,7 +98,7 @@ def _check_place(out: Path) -> None:
         raise InputError(f"out: {out} is a link; name a new directory")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out: {out} is neither new nor empty; name another directory")
-    if out.exists() and (os.path.ismount(out) or out.resolve() == Path.cwd()):
+    if out.exists() and not is_movable(out):
         raise InputError(
             f"out: {out} cannot be replaced (a mount point or the current directory); name a "
             "directory in it"
@@ -105,20 +107,20 @@ def _check_place(out: Path) -> None:
 
 def _check_alike(source: str | Path, last: str | Path) -> None:
     """Raise unless parameters of the same name mean the same in both."""
-    ours, theirs = (_shape(load_config(one)) for one in (source, last))
-    for field, value in _flat(ours.to_dict()).items():
-        if value != (other := _flat(theirs.to_dict()).get(field)):
+    ours, theirs = (_flat(_shape(load_config(one)).to_dict()) for one in (source, last))
+    for field, value in ours.items():
+        if value != (other := theirs.get(field)):
             raise InputError(
                 f"sources: {field} is {value} in {source} and {other} in {last}; only models "
                 "trained on from one start can be averaged"
             )
 
 
-def _check_tokenizer(source: str | Path, last: str | Path) -> None:
-    files = [find_checkpoint(one) / TOKENIZER for one in (source, last)]
+def _check_tokenizer(first: str | Path, source: str | Path) -> None:
+    files = [find_checkpoint(one) / TOKENIZER for one in (first, source)]
     if sha256_file(files[0]) != sha256_file(files[1]):
         raise InputError(
-            f"sources: {source} and {last} have other tokenizers; only models trained on from one "
+            f"sources: {first} and {source} have other tokenizers; only models trained on from one "
             "start can be averaged"
         )
 
