@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tigerfg.attention_crop import AttentionCrop
 from tigerfg.benchmark.boxsource import noisy_boxes, predicted_boxes
 from tigerfg.benchmark.evaluate import Row, evaluate_rows
 from tigerfg.benchmark.evaluation import Evaluation
@@ -84,6 +85,7 @@ class _Checkpoint:
     fingerprint: str
     embedding_dim: int
     preprocessing: Preprocessing
+    attention_crop: AttentionCrop | None
     tokenizer: TextTokenizer
 
 
@@ -157,6 +159,7 @@ def _opened(checkpoint: Path, threads: int | None) -> Iterator[tuple[TigerFG, En
         fingerprint(checkpoint),
         model.config.embedding_dim,
         model.config.preprocessing,
+        model.config.attention_crop,
         TextTokenizer.from_file(
             find_checkpoint(checkpoint) / TOKENIZER, model.config.text.max_length
         ),

@@ -11,7 +11,7 @@ import onnxruntime
 from PIL import Image
 
 from tigerfg.bundle import Bundle
-from tigerfg.images import letterbox, patch_mask
+from tigerfg.images import crop_map, letterbox, patch_mask
 from tigerfg.records import Item
 from tigerfg.text import item_text
 
@@ -101,27 +101,43 @@ class PlainLoop:
 
     def encode_query(self, file: Path) -> np.ndarray:
         """(E,)"""
-        feeds = self._prepare(file, self._bundle.preprocessing.query_size)
-        return self._query.run(["embedding"], feeds)[0][0]
+        with Image.open(file) as image:
+            return self._look(image.convert("RGB"))[0]
 
     def encode_item(self, item: Item) -> np.ndarray:
         """(E,)"""
-        feeds = self._prepare(Path(item.image), self._bundle.preprocessing.item_size)
+        spec, crop = self._bundle.preprocessing, self._bundle.attention_crop
+        with Image.open(item.image) as image:
+            feeds, (pixels, extent) = self._prepare(image.convert("RGB"), spec.item_size)
         feeds["token_ids"], feeds["token_mask"] = self._bundle.tokenizer([item_text(item)])
-        return self._item.run(["embedding"], feeds)[0][0]
+        embedding, weights = self._item.run(["embedding", "grounding_map"], feeds)
+        if crop is None:
+            return embedding[0]
+        picture = Image.fromarray(pixels[: extent[1], : extent[0]])
+        part = crop.cut(
+            picture, crop_map(weights[0], extent, spec.item_size, spec.patch), spec.patch
+        )
+        return crop.join(embedding, self._look(part))[0]
 
-    def _prepare(self, file: Path, size: int) -> dict[str, Any]:
+    def _look(self, image: Image.Image) -> np.ndarray:
+        feeds, _ = self._prepare(image, self._bundle.preprocessing.query_size)
+        return self._query.run(["embedding"], feeds)[0]
+
+    def _prepare(
+        self, image: Image.Image, size: int
+    ) -> tuple[dict[str, Any], tuple[np.ndarray, tuple[int, int]]]:
+        """A tower's pixels and mask; and what `letterbox` gives."""
         spec = self._bundle.preprocessing
-        with Image.open(file) as image:
-            pixels, extent = letterbox(image.convert("RGB"), size, spec.interpolation)
+        pixels, extent = letterbox(image, size, spec.interpolation)
         mean, std = (np.asarray(value, np.float32) for value in (spec.mean, spec.std))
         normal = (pixels.astype(np.float32) / 255 - mean) / std
         normal[extent[1] :] = 0
         normal[:, extent[0] :] = 0
-        return {
+        feeds = {
             "pixels": np.ascontiguousarray(normal.transpose(2, 0, 1)[None]),
             "patch_mask": patch_mask(np.asarray([extent]), size, spec.patch),
         }
+        return feeds, (pixels, extent)
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

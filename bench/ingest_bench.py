@@ -182,6 +182,8 @@ def main() -> int:
         command = ["tigerfg-export", "--ckpt", options.ckpt, "--out", folder, "--engine", "none"]
         subprocess.run([Path(sys.executable).with_name(command[0]), *command[1:]], check=True)
     bundle, threads = Bundle.open(folder), thread_count(None)
+    if bundle.attention_crop:
+        parser.error("--ckpt: the torch loops take no attention crop; give a model without one")
     items = list(read_items(options.items))[: options.count]
     for item in items:
         Path(item.image).read_bytes()  # the page cache is warm for all alike

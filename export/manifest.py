@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,4 +69,6 @@ def manifest(
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "model": config.to_dict(),
     }
+    if config.attention_crop:
+        content["attention_crop"] = asdict(config.attention_crop)
     return content if gpu is None else {**content, "gpu": gpu}

@@ -261,6 +261,7 @@ def _readme(
         tensors="\n".join(rows),
         max_batch=configs["item"].max_batch_size,
         max_length=bundle.max_text_length,
+        look_again=_LOOK_AGAIN if bundle.attention_crop else "",
     )
 
 
@@ -340,6 +341,21 @@ result = infer(
     "tigerfg_item",
     pixels=pixels, patch_mask=patch_mask, token_ids=token_ids, token_mask=token_mask,
 )
-scores = queries @ result.as_numpy("embedding").T
+items = result.as_numpy("embedding")
+${look_again}scores = queries @ items.T
 ```
+"""
+
+_LOOK_AGAIN = """
+# the attention crop, part of the model: what the map chose of the picture, in the query tower
+from tigerfg.images import crop_map, load_image
+
+crop = bundle.attention_crop
+picture = load_image("item.jpg", target_size=spec.item_size, interpolation=spec.interpolation)
+grid = crop_map(result.as_numpy("grounding_map")[0], extents[0], spec.item_size, spec.patch)
+part = crop.cut(picture, grid, spec.patch)
+pixels, patch_mask, _ = preprocess([part], spec.query_size, spec)
+crops = infer("tigerfg_query", pixels=pixels, patch_mask=patch_mask).as_numpy("embedding")
+items = crop.join(items, crops)
+
 """

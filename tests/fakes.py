@@ -19,6 +19,7 @@ class FakeBundle:
     """Looks like `tigerfg.bundle.Bundle`; a tokenizer that counts characters."""
 
     gpu = None
+    attention_crop = None
 
     def __init__(self, name: str = "fake", fingerprint: str = "f" * 64) -> None:
         self.name, self.fingerprint = name, fingerprint

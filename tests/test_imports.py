@@ -20,7 +20,7 @@ FRAMEWORKS = {"torch", "triton", "transformers", "safetensors", "onnx", "onnxscr
 
 # The units of the architecture page, by the modules and packages right under tigerfg.
 BASE = {"errors", "boxes", "decoding", "images", "text", "records", "catalog", "bundle", "bundles"}
-BASE |= {"bundle_files", "gpu_bundle", "levels", "settings", "files", "rows"}
+BASE |= {"bundle_files", "gpu_bundle", "levels", "settings", "files", "rows", "attention_crop"}
 SERVING = {"engines", "index", "searcher", "encoder", "ingest", "results", "sheet", "serving"}
 SERVING |= {
     "verify",

@@ -13,11 +13,12 @@ from tigerfg.bundle_files import AGAIN, BundleFiles, FileRecord
 from tigerfg.errors import BundleError, InputError
 
 if TYPE_CHECKING:
+    from tigerfg.attention_crop import AttentionCrop
     from tigerfg.gpu_bundle import GpuPart
     from tigerfg.images import Preprocessing
     from tigerfg.text import TextTokenizer
 
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2  # 1: none has an attention_crop, which its readers would pass over
 DEFAULT_MODEL = "lite"  # of the bundles that are shipped
 TOWERS = ("query", "item")
 MANIFEST_FILE = "manifest.json"
@@ -48,12 +49,20 @@ class Bundle:
         path: the directory.
         manifest: the content of manifest.json.
         preprocessing: how the towers want their pixels.
+        attention_crop: how items are looked at again; None if they are not.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: dict[str, Any],
+        preprocessing: Preprocessing,
+        attention_crop: AttentionCrop | None = None,
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.preprocessing = preprocessing
+        self.attention_crop = attention_crop
         self._files = BundleFiles(path)
 
     @classmethod
@@ -67,15 +76,18 @@ class Bundle:
             BundleError: no such directory or name, no or a broken manifest, a format newer than
                 this version reads, a file that is missing or of another size.
         """
+        from tigerfg.attention_crop import AttentionCrop
         from tigerfg.images import Preprocessing
 
         path = _locate(path_or_name)
         manifest = _read_manifest(path)
         try:
             preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
+            crop = manifest.get("attention_crop")
+            crop = None if crop is None else AttentionCrop.from_dict(crop)
         except InputError as error:
             raise BundleError(f"{path / MANIFEST_FILE}: {error}") from error
-        bundle = cls(path, manifest, preprocessing)
+        bundle = cls(path, manifest, preprocessing, crop)
         for record in bundle._records():
             bundle._files.check_size(record)
         return bundle

@@ -18,6 +18,9 @@ from tigerfg.stage_clock import StageClock
 from tigerfg.text import item_text
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from tigerfg.attention_crop import AttentionCrop
     from tigerfg.bundle import Bundle
     from tigerfg.engines import Engine
     from tigerfg.records import Item
@@ -35,8 +38,9 @@ class EncodedItem(NamedTuple):
 
 
 class _Pixels(NamedTuple):
-    """One preprocessed picture, as `preprocess` returns a batch of one."""
+    """One picture: resized, and as `preprocess` returns a batch of one."""
 
+    picture: Image.Image  # its longer side is S
     pixels: np.ndarray  # float32 (1, 3, S, S)
     patch_mask: np.ndarray  # bool (1, N)
     extents: np.ndarray  # int64 (1, 2)
@@ -172,32 +176,49 @@ class Encoder:
         spec = self.bundle.preprocessing
         try:
             image = load_image(source, box, target_size=size, interpolation=spec.interpolation)
-            return _Pixels(*preprocess([image], size, spec))
+            return _Pixels(image, *preprocess([image], size, spec))
         except InputError as error:
             return error
 
     def _run_queries(self, pictures: Sequence[_Pixels]) -> list[np.ndarray | InputError]:
-        pixels, masks, _ = map(np.concatenate, zip(*pictures, strict=True))
-        embeddings = self.engine.encode_queries(pixels, masks)
-        return [
-            _unusable(embedding) or embedding for embedding in self._checked(embeddings, pixels)
-        ]
+        _, *arrays = zip(*pictures, strict=True)
+        pixels, masks, _ = map(np.concatenate, arrays)
+        embeddings = self._checked(self.engine.encode_queries(pixels, masks), pixels)
+        return [_unusable(embedding) or embedding for embedding in embeddings]
 
     def _run_items(
         self, items: Sequence[Item], pictures: Sequence[_Pixels]
     ) -> list[EncodedItem | InputError]:
-        pixels, masks, extents = map(np.concatenate, zip(*pictures, strict=True))
+        shown, *arrays = zip(*pictures, strict=True)
+        pixels, masks, extents = map(np.concatenate, arrays)
         token_ids, token_mask = self.bundle.tokenizer([item_text(item) for item in items])
         encoding = self.engine.encode_items(pixels, masks, token_ids, token_mask)
         spec = self.bundle.preprocessing
         embeddings = self._checked(encoding.embedding, pixels)
-        return [
-            _unusable(embedding)
-            or EncodedItem(embedding, crop_map(values, extent, spec.item_size, spec.patch))
-            for embedding, values, extent in zip(
-                embeddings, encoding.grounding_map, extents, strict=True
-            )
+        maps = [
+            crop_map(values, extent, spec.item_size, spec.patch)
+            for values, extent in zip(encoding.grounding_map, extents, strict=True)
         ]
+        if self.bundle.attention_crop:
+            embeddings = self._look_again(self.bundle.attention_crop, embeddings, shown, maps)
+        return [
+            _unusable(embedding) or EncodedItem(embedding, grid)
+            for embedding, grid in zip(embeddings, maps, strict=True)
+        ]
+
+    def _look_again(
+        self,
+        crop: AttentionCrop,
+        embeddings: np.ndarray,
+        pictures: Sequence[Image.Image],
+        maps: Sequence[np.ndarray],
+    ) -> np.ndarray:
+        """The items' embeddings with those of their attention crops, see there."""
+        spec = self.bundle.preprocessing
+        parts = [crop.cut(*pair, spec.patch) for pair in zip(pictures, maps, strict=True)]
+        pixels, masks, _ = preprocess(parts, spec.query_size, spec)
+        crops = self._checked(self.engine.encode_queries(pixels, masks), pixels)
+        return crop.join(embeddings, crops)
 
     def _checked(self, embeddings: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         expected = (len(pixels), self.bundle.embedding_dim)

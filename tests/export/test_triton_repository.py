@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -20,6 +21,8 @@ from google.protobuf import runtime_version, text_format
 from small_models import CONV, inputs
 
 from tigerfg.bundle import MANIFEST_FILE, TOWERS, Bundle
+from tigerfg.encoder import Encoder
+from tigerfg.engines import open_engine
 from tigerfg.engines.base import INPUTS, OUTPUTS
 from tigerfg.errors import InputError, MissingExtraError, TigerfgError
 from tigerfg.export import triton_repository
@@ -27,6 +30,8 @@ from tigerfg.export.manifest import record
 from tigerfg.export.precision import typed_graph
 from tigerfg.export.triton_repository import write_triton_repository
 from tigerfg.export.weights import WEIGHTS, write_models
+from tigerfg.records import Item
+from tigerfg.text import item_text
 
 pytest.importorskip("tritonclient", reason="needs tigerfg[triton-server]")
 
@@ -309,6 +314,38 @@ def test_client_of_the_readme_runs(repository, bundle, schema, tmp_path, monkeyp
     assert names["token_ids"].shape == (1, bundle.max_text_length)
     assert names["scores"].shape == (1, 1)
     assert abs(names["scores"]).max() <= 1 + 1e-5
+
+
+def test_client_of_the_readme_takes_the_attention_crop_too(
+    bundle, schema, tmp_path, monkeypatch, make_image
+):
+    folder = tmp_path / bundle.name
+    shutil.copytree(bundle.path, folder)
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    manifest["attention_crop"] = {"threshold": 0.9, "weight": 0.75}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    cropping = Bundle.open(folder)
+    repository = write_triton_repository(cropping, tmp_path / "repository")
+    (code,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)
+    make_image(48, 32).save(tmp_path / "query.jpg")
+    make_image(64, 40, seed=1).save(tmp_path / "item.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", FakeServer(repository, schema).module())
+    names: dict = {}
+    exec(code, names)
+    item = Item("a", "item.jpg", title="red mug", category="kitchen", attributes={"colour": "red"})
+    assert item_text(item) == "red mug . kitchen . colour: red"  # what the client sends
+    again, once = encoded(cropping, item), encoded(bundle, item)
+    np.testing.assert_allclose(names["items"][0], again, rtol=0, atol=ATOL)
+    assert np.abs(again - once).max() > 0.01  # the crop does something
+
+
+def encoded(bundle: Bundle, item: Item) -> np.ndarray:
+    with (
+        closing(open_engine(bundle, "onnx", "fp32", threads=1)) as engine,
+        closing(Encoder(bundle, engine)) as encoder,
+    ):
+        return encoder.encode_items([item])[0].embedding
 
 
 def test_readme_names_every_tensor_and_no_place(repository, schema):

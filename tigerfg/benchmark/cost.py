@@ -20,7 +20,7 @@ UNCOUNTED |= {"ConvInteger", "QLinearConv", "QLinearMatMul"}
 
 
 class Flops(NamedTuple):
-    """Operations of one picture in each tower; None where they could not be counted, and why."""
+    """Operations of a query and of an item; None where they could not be counted, and why."""
 
     query: int | None
     item: int | None
@@ -46,7 +46,10 @@ def count_flops(bundle: Bundle) -> Flops:
         )
     except BundleError as error:
         return Flops(None, None, f"FLOPs not counted: {error}")
-    return Flops(query, item, f"FLOPs: products and convolutions, texts of {length} tokens")
+    note = f"FLOPs: products and convolutions, texts of {length} tokens"
+    if bundle.attention_crop:
+        item, note = item + query, f"{note}; an item's include its attention crop's"
+    return Flops(query, item, note)
 
 
 def graph_flops(file: Path, text_length: int = 1) -> int:

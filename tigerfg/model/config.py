@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from tigerfg.attention_crop import AttentionCrop
 from tigerfg.errors import InputError
 from tigerfg.images import Preprocessing
 from tigerfg.levels import level_sides
@@ -87,7 +88,8 @@ class ModelConfig(Checked):
     """A whole model. `item_tower` "global" is the `clip` baseline (no grounding).
 
     `item_levels`: at how many scales the item tower sees its picture, each half the one before;
-    attention chooses between them (see `tigerfg.levels`).
+    attention chooses between them (see `tigerfg.levels`). `attention_crop`: how the search looks at
+    an item again, with both towers; None for not at all.
     """
 
     name: str = "tiny"
@@ -100,6 +102,7 @@ class ModelConfig(Checked):
     query_size: Side = 64
     item_size: Side = 128
     item_levels: Count = 1
+    attention_crop: AttentionCrop | None = None
     mean: tuple[Share, Share, Share] = IMAGENET_MEAN
     std: tuple[Spread, Spread, Spread] = IMAGENET_STD
 
@@ -116,6 +119,8 @@ class ModelConfig(Checked):
                     f"{name}: {getattr(self, name)} is not a multiple of the patch size "
                     f"{self.vision.patch}"
                 )
+        if self.attention_crop and self.item_tower == "global":
+            raise InputError("attention_crop: a global item tower has no map; choose null")
         if self.item_size % (self.vision.patch << (self.item_levels - 1)):
             raise InputError(
                 f"item_levels: {self.item_levels}; at every level item_size {self.item_size} must "
@@ -205,6 +210,7 @@ def preset(name: str) -> ModelConfig:
             query_size=160,
             item_size=320,
             item_levels=2,
+            attention_crop=AttentionCrop(threshold=0.25, weight=0.75),
             mean=LITE_MEAN,
             std=LITE_STD,
         )

@@ -1,0 +1,220 @@
+"""The attention crop: its window against a plain search, the second look, the manifest."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import PATCH, SIZE, FakeBundle, FakeEngine
+from PIL import Image
+
+from tigerfg.attention_crop import AttentionCrop, Window
+from tigerfg.bundle import MANIFEST_FILE, Bundle
+from tigerfg.encoder import Encoder
+from tigerfg.engines.base import ItemEncoding
+from tigerfg.errors import BundleError, InputError
+from tigerfg.images import preprocess
+from tigerfg.records import Item
+
+CROP = AttentionCrop(threshold=0.25, weight=0.75)
+
+
+def plain_window(grid: np.ndarray, size: tuple[int, int], patch: int, threshold: float) -> Window:
+    """The oracle: patches reached from the peak one by one, pixels asked one by one."""
+    peak = max(np.ndindex(grid.shape), key=lambda place: grid[place])
+    reached, todo = set(), [peak]
+    while todo:
+        row, column = todo.pop()
+        inside = 0 <= row < grid.shape[0] and 0 <= column < grid.shape[1]
+        if (row, column) in reached or not inside or grid[row, column] < threshold * grid[peak]:
+            continue
+        reached.add((row, column))
+        todo += [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
+    width, height = size
+    last = (grid.shape[0] - 1, grid.shape[1] - 1)  # shows what lies behind it as well
+    xs = [x for x in range(width) if min(x // patch, last[1]) in {c for _, c in reached}]
+    ys = [y for y in range(height) if min(y // patch, last[0]) in {r for r, _ in reached}]
+    return Window(min(xs), min(ys), max(xs) + 1, max(ys) + 1)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_window_is_that_of_a_plain_search(seed):
+    rng = np.random.default_rng(seed)
+    patch = int(rng.integers(1, 17))
+    size = tuple(int(side) for side in rng.integers(1, 8 * patch + 1, 2))
+    # as `patch_mask` has them: a patch is there if its centre lies inside, the first one always
+    columns, rows = (max(1, math.ceil(side / patch - 0.5)) for side in size)
+    grid = rng.random((rows, columns), np.float32) ** rng.integers(1, 6)
+    crop = AttentionCrop(threshold=float(rng.uniform(0.05, 1)), weight=1.0)
+    found = crop.window(grid, size, patch)
+    assert found == plain_window(grid, size, patch, crop.threshold)
+    assert 0 <= found.left < found.right <= size[0]
+    assert 0 <= found.top < found.bottom <= size[1]
+
+
+def test_a_snake_is_followed_and_what_only_touches_at_a_corner_is_not():
+    grid = np.zeros((5, 5), np.float32)
+    grid[0, :] = grid[:, 4] = 1
+    grid[0, 0] = 2  # the peak, at one end of it
+    grid[1:3, 1] = [0, 2]  # as strong, but an island
+    assert CROP.window(grid, (50, 50), 10) == Window(0, 0, 50, 50)
+    grid[:, 4] = 0
+    grid[1, 4] = 0.49  # below a quarter of the peak
+    grid[0, 4] = 0.5
+    assert CROP.window(grid, (50, 50), 10) == Window(0, 0, 50, 10)
+    diagonal = np.eye(3, dtype=np.float32)
+    diagonal[2, 2] = 2
+    assert CROP.window(diagonal, (28, 30), 10) == Window(20, 20, 28, 30)
+
+
+def test_one_patch_and_a_flat_map_are_the_whole_picture():
+    assert CROP.window(np.ones((1, 1), np.float32), (3, 1), 16) == Window(0, 0, 3, 1)
+    assert CROP.window(np.full((2, 3), 1 / 6, np.float32), (40, 32), 16) == Window(0, 0, 40, 32)
+
+
+def test_join_is_the_mean_direction_of_both():
+    rng = np.random.default_rng(0)
+    both = rng.normal(size=(2, 7, 16)).astype(np.float32)
+    items, crops = both / np.linalg.norm(both, axis=2, keepdims=True)
+    found = CROP.join(items, crops)
+    expected = items.astype(np.float64) + 0.75 * crops
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert found.dtype == np.float32
+    # a few roundings of float32 in numbers up to 1
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-7)
+    assert CROP.join(items[:0], crops[:0]).shape == (0, 16)
+    assert not AttentionCrop(0.25, 1.0).join(items, -items).any()  # no NaN; the encoder refuses it
+
+
+class PeakEngine(FakeEngine):
+    """Its map's peak is the brightest patch; counts the pictures of the query tower."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries_seen = 0
+
+    def encode_queries(self, pixels: np.ndarray, patch_mask: np.ndarray) -> np.ndarray:
+        self.queries_seen += len(pixels)
+        return super().encode_queries(pixels, patch_mask)
+
+    def encode_items(self, pixels, patch_mask, token_ids, token_mask) -> ItemEncoding:
+        side = SIZE // PATCH
+        shape = (len(pixels), 3, side, PATCH, side, PATCH)
+        bright = pixels.reshape(shape).mean((1, 3, 5)).reshape(len(pixels), -1)
+        weights = np.where(patch_mask, np.exp(8 * bright), 0)
+        weights /= weights.sum(1, keepdims=True)
+        embedding = super().encode_queries(pixels, patch_mask)
+        return ItemEncoding(embedding, weights.astype(np.float32), token_mask.astype(np.float32))
+
+
+def cropping(crop: AttentionCrop | None = CROP) -> FakeBundle:
+    bundle = FakeBundle()
+    bundle.attention_crop = crop
+    return bundle
+
+
+def shot(column: int, row: int, seed: int, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
+    """A dark picture with a bright, coloured patch."""
+    pixels = np.full((size[1], size[0], 3), 20, np.uint8)
+    tile = np.random.default_rng(seed).integers(150, 256, (PATCH, PATCH, 3))
+    part = pixels[row * PATCH :, column * PATCH :][:PATCH, :PATCH]
+    part[:] = tile[: part.shape[0], : part.shape[1]]
+    return Image.fromarray(pixels)
+
+
+def test_items_are_looked_at_again_where_their_map_points():
+    pictures = [shot(2, 1, 0), shot(0, 3, 1, (SIZE, 30)), shot(3, 0, 2, (29, SIZE))]
+    parts = [(16, 8, 24, 16), (0, 24, 8, 30), (24, 0, 29, 8)]
+    bundle, engine = cropping(), PeakEngine()
+    with closing(Encoder(bundle, engine, batch_size=2)) as encoder:
+        found = encoder.encode_items([Item(f"i{n}", image) for n, image in enumerate(pictures)])
+    assert engine.queries_seen == 3
+    spec = bundle.preprocessing
+    for image, part, result in zip(pictures, parts, found, strict=True):
+        whole = engine.encode_queries(*preprocess([image], SIZE, spec)[:2])
+        seen = engine.encode_queries(*preprocess([image.crop(part)], SIZE, spec)[:2])
+        np.testing.assert_allclose(result.embedding, CROP.join(whole, seen)[0], rtol=0, atol=1e-6)
+        assert np.linalg.norm(result.embedding) == pytest.approx(1, abs=1e-6)
+        assert result.grounding_map.sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_without_it_items_are_looked_at_once_and_queries_never_twice():
+    engine = PeakEngine()
+    with closing(Encoder(cropping(None), engine)) as encoder:
+        encoder.encode_items([Item("i", shot(1, 1, 0))])
+        assert engine.queries_seen == 0
+    with closing(Encoder(cropping(), engine)) as encoder:
+        encoder.encode_query(shot(1, 1, 0))
+        assert engine.queries_seen == 1
+
+
+class BlindEngine(PeakEngine):
+    """A broken model: its second look is NaN."""
+
+    def encode_items(self, *arrays: np.ndarray) -> ItemEncoding:
+        encoding = super().encode_items(*arrays)
+        encoding.grounding_map[0] = np.nan
+        return encoding
+
+    def encode_queries(self, pixels: np.ndarray, patch_mask: np.ndarray) -> np.ndarray:
+        return np.full_like(super().encode_queries(pixels, patch_mask), np.nan)
+
+
+def test_a_crop_that_cannot_be_embedded_is_its_items_error():
+    with closing(Encoder(cropping(), BlindEngine())) as encoder:
+        found = encoder.encode_items([Item("a", shot(1, 1, 0)), Item("b", b"no picture")])
+    assert all(isinstance(result, InputError) for result in found)
+    assert "length nan" in str(found[0])
+    assert "not an image" in str(found[1])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"threshold": 0, "weight": 1}, "threshold: 0; give a number above 0, at most 1"),
+        ({"threshold": 1.5, "weight": 1}, "threshold: 1.5"),
+        ({"threshold": math.nan, "weight": 1}, "threshold: nan"),
+        ({"threshold": 0.5, "weight": "1"}, "weight: '1'"),
+        ({"threshold": 0.5, "weight": True}, "weight: True"),
+        ({"threshold": 0.5}, "weight: it is missing"),
+        ({"threshold": 0.5, "weight": 1, "pad": 0}, "pad: there is no such setting"),
+        ([0.5, 1], "is no object"),
+    ],
+)
+def test_bad_values_are_named(values, words, small_bundle: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="attention_crop") as refused:
+        AttentionCrop.from_dict(values)
+    assert words in str(refused.value)
+    folder = tmp_path / "bundle"
+    shutil.copytree(small_bundle, folder)
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    (folder / MANIFEST_FILE).write_text(json.dumps({**manifest, "attention_crop": values}))
+    with pytest.raises(BundleError, match=MANIFEST_FILE) as refused:
+        Bundle.open(folder)
+    assert words in str(refused.value)
+
+
+def test_exported_with_the_model_and_read_back(small_bundle: Path, tmp_path: Path, parity_folder):
+    pytest.importorskip("torch")
+    from dataclasses import replace
+
+    from small_models import CONV, build, tokenizer_file
+
+    from tigerfg.export import export_bundle
+    from tigerfg.model import load_checkpoint, save_checkpoint
+
+    model = build(CONV, attention_crop=AttentionCrop(0.5, 1.0))
+    checkpoint = save_checkpoint(model, tokenizer_file(tmp_path / "tokenizer.json"), tmp_path / "c")
+    bundle = Bundle.open(export_bundle(checkpoint, tmp_path / "b", parity_data=parity_folder))
+    assert bundle.attention_crop == AttentionCrop(0.5, 1.0)
+    assert load_checkpoint(bundle.path).config == model.config
+    plain = Bundle.open(small_bundle)  # the same weights
+    assert plain.attention_crop is None
+    assert plain.fingerprint != bundle.fingerprint  # a catalogue is of one of them
+    with pytest.raises(InputError, match="attention_crop: a global item tower has no map"):
+        replace(model.config, item_tower="global")
