@@ -148,8 +148,8 @@ def test_manifest_without_format(folder, content):
 
 
 def test_newer_format_asks_for_an_upgrade(folder):
-    change(folder, format=2, towers={"new": "layout"})
-    assert_refused(folder, "format 2 is newer than 1", "upgrade tigerfg")
+    change(folder, format=3, towers={"new": "layout"})
+    assert_refused(folder, "format 3 is newer than 2", "upgrade tigerfg")
 
 
 @pytest.mark.parametrize(

@@ -154,4 +154,4 @@ def _in_one_line(text: object) -> str:
 def _shape(config: ModelConfig) -> ModelConfig:
     """The configuration without what parameters do not depend on."""
     side = config.vision.patch << (config.item_levels - 1)
-    return replace(config, name="", query_size=side, item_size=side)
+    return replace(config, name="", query_size=side, item_size=side, attention_crop=None)

@@ -159,7 +159,12 @@ class ModelConfig(Checked):
         return self.item_tower == "grounded" and self.grounding.token_pooling == "before"
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Plain values. Without an attention crop they do not name it, so that such models keep the
+        fingerprints that they had before there was one."""
+        values = dataclasses.asdict(self)
+        if self.attention_crop is None:
+            del values["attention_crop"]
+        return values
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
