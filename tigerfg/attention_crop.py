@@ -39,11 +39,12 @@ class Window(NamedTuple):
 class AttentionCrop(Checked):
     """How items are looked at again.
 
-    It suits models whose maps cover the product; one whose map is a few sharp patches loses by it.
+    It suits models whose maps cover the product. Where they are a few sharp patches the window is
+    too small: a low threshold and weight then, or none.
 
     Attributes:
-        threshold: patches at least this part as strong as the map's peak, and joined to it by
-            others that are, belong to the product.
+        threshold: patches at least this part as strong as the peak of the smoothed map, and joined
+            to it by others that are, belong to the product.
         weight: of the crop's embedding beside the item's own, which counts 1.
     """
 
@@ -69,7 +70,7 @@ class AttentionCrop(Checked):
             size: ``(width, height)`` of the picture as the item tower sees it, in pixels.
             patch: side of a patch in pixels.
         """
-        inside = _around_peak(grid, self.threshold)
+        inside = _around_peak(_smoothed(grid), self.threshold)
         rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
         # What lies behind the last patch shows in it: see `crop_map`.
         ends = [
@@ -88,6 +89,13 @@ class AttentionCrop(Checked):
         both = items + np.float32(self.weight) * crops
         # two that are opposite, at weight 1, have no direction: they stay 0
         return both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), np.float32(1e-6))
+
+
+def _smoothed(grid: np.ndarray) -> np.ndarray:
+    """Each patch with its neighbours, weighted 1 2 1 in both directions; the edges are repeated."""
+    grid = np.pad(grid, 1, mode="edge")
+    grid = grid[:-2] + 2 * grid[1:-1] + grid[2:]
+    return grid[:, :-2] + 2 * grid[:, 1:-1] + grid[:, 2:]
 
 
 def _around_peak(grid: np.ndarray, threshold: float) -> np.ndarray:

@@ -215,7 +215,7 @@ def preset(name: str) -> ModelConfig:
             query_size=160,
             item_size=320,
             item_levels=2,
-            attention_crop=AttentionCrop(threshold=0.25, weight=0.75),
+            attention_crop=AttentionCrop(threshold=0.3, weight=0.75),
             mean=LITE_MEAN,
             std=LITE_STD,
         )
