@@ -35,7 +35,7 @@ SHIFTS = 2  # mean-shift steps from the strongest patch
 MOST_OBJECTS = 8
 
 ROWS = {
-    "item": "TIGER-FG: its own embedding",
+    "item": "TIGER-FG: its own embedding, without attention crop",
     "map": "its map, averaged over the heads, as one region",
     "window": "that map times a Gaussian window around its centre (no training)",
     "object": "the object with most of the map, its true box as region",

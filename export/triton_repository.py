@@ -262,6 +262,7 @@ def _readme(
         max_batch=configs["item"].max_batch_size,
         max_length=bundle.max_text_length,
         look_again=_LOOK_AGAIN if bundle.attention_crop else "",
+        of_both=_OF_BOTH if bundle.attention_crop else "",
     )
 
 
@@ -289,7 +290,7 @@ $tensors
 
 B is at most $max_batch, L is 1 to $max_length. Pixels are letterboxed and normalised by
 `tigerfg.images.preprocess`; a mask is true where the picture or the text is, at least once a row.
-Embeddings have norm 1: their dot product is the score.
+Embeddings have norm 1: their dot product is the score.$of_both
 
 **Pad texts to one length.** The server batches requests whose shapes are equal, and a request with
 another L ends the batch that was being collected. The masks hide padding from the result, so pad
@@ -345,6 +346,9 @@ items = result.as_numpy("embedding")
 ${look_again}scores = queries @ items.T
 ```
 """
+
+_OF_BOTH = """ **An item's embedding is made of both
+models** (attention crop): see Client."""
 
 _LOOK_AGAIN = """
 # the attention crop, part of the model: what the map chose of the picture, in the query tower

@@ -51,7 +51,8 @@ class FakeEngine:
         self.closed = False
 
     def encode_queries(self, pixels: np.ndarray, patch_mask: np.ndarray) -> np.ndarray:
-        cells = pixels.reshape(len(pixels), 3, 8, SIZE // 8, 8, SIZE // 8).mean((3, 5))
+        part = pixels.shape[-1] // 8
+        cells = pixels.reshape(len(pixels), 3, 8, part, 8, part).mean((3, 5))
         # float64, so that a picture's embedding does not depend on the rest of its batch
         embedding = cells.reshape(len(pixels), -1).astype(np.float64) @ _projection() + 1e-3
         norms = np.linalg.norm(embedding, axis=1, keepdims=True)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
+import re
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import PATCH, SIZE, FakeBundle, FakeEngine
+from fakes import PATCH, SIZE, FakeBundle, FakeEngine, save_picture
 from PIL import Image
 
 from tigerfg.attention_crop import AttentionCrop, Window
 from tigerfg.bundle import MANIFEST_FILE, Bundle
-from tigerfg.encoder import Encoder
+from tigerfg.encoder import EncodedItem, Encoder
 from tigerfg.engines.base import ItemEncoding
 from tigerfg.errors import BundleError, InputError
-from tigerfg.images import preprocess
+from tigerfg.images import load_image, preprocess
 from tigerfg.records import Item
+from tigerfg.searcher import Searcher
 
 CROP = AttentionCrop(threshold=0.6, weight=0.75)
 
@@ -121,8 +125,10 @@ class PeakEngine(FakeEngine):
 
 
 def cropping(crop: AttentionCrop | None = CROP) -> FakeBundle:
+    """Its queries are smaller than its items."""
     bundle = FakeBundle()
     bundle.attention_crop = crop
+    bundle.preprocessing = replace(bundle.preprocessing, query_size=SIZE // 2)
     return bundle
 
 
@@ -135,20 +141,57 @@ def shot(column: int, row: int, seed: int, size: tuple[int, int] = (SIZE, SIZE))
     return Image.fromarray(pixels)
 
 
+def turned_jpeg(image: Image.Image) -> bytes:
+    """Three times as large, lying on its side, with the EXIF orientation that turns it upright."""
+    lying = image.resize((3 * image.width, 3 * image.height)).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying.save(buffer := io.BytesIO(), "JPEG", quality=95, exif=exif)
+    return buffer.getvalue()
+
+
+def looked_at_twice(source: object, part: tuple[int, int, int, int], spec) -> np.ndarray:
+    """The oracle: the embedding of a picture whose window is known."""
+    image, engine = load_image(source, target_size=SIZE), FakeEngine()
+    whole = engine.encode_queries(*preprocess([image], SIZE, spec)[:2])
+    seen = engine.encode_queries(*preprocess([image.crop(part)], spec.query_size, spec)[:2])
+    both = whole[0].astype(np.float64) + 0.75 * seen[0]
+    return both / np.linalg.norm(both)
+
+
 def test_items_are_looked_at_again_where_their_map_points():
-    pictures = [shot(2, 1, 0), shot(0, 3, 1, (SIZE, 30)), shot(3, 0, 2, (29, SIZE))]
-    parts = [(16, 8, 24, 16), (0, 24, 8, 30), (24, 0, 29, 8)]
+    wide, grey = (SIZE, 30), np.asarray(shot(2, 2, 5).convert("L"))
+    shots = [
+        (shot(2, 1, 0), (16, 8, 24, 16)),
+        (shot(0, 3, 1, wide), (0, 24, 8, 30)),  # of the last row and column less is there
+        (shot(3, 0, 2, (29, SIZE)), (24, 0, 29, 8)),
+        (turned_jpeg(shot(3, 2, 3)), (24, 16, 32, 24)),
+        (np.asarray(shot(1, 0, 4).convert("RGBA")), (8, 0, 16, 8)),
+        (grey, (16, 16, 24, 24)),
+    ]
     bundle, engine = cropping(), PeakEngine()
     with closing(Encoder(bundle, engine, batch_size=2)) as encoder:
-        found = encoder.encode_items([Item(f"i{n}", image) for n, image in enumerate(pictures)])
-    assert engine.queries_seen == 3
-    spec = bundle.preprocessing
-    for image, part, result in zip(pictures, parts, found, strict=True):
-        whole = engine.encode_queries(*preprocess([image], SIZE, spec)[:2])
-        seen = engine.encode_queries(*preprocess([image.crop(part)], SIZE, spec)[:2])
-        np.testing.assert_allclose(result.embedding, CROP.join(whole, seen)[0], rtol=0, atol=1e-6)
-        assert np.linalg.norm(result.embedding) == pytest.approx(1, abs=1e-6)
+        found = encoder.encode_items([Item(f"i{n}", image) for n, (image, _) in enumerate(shots)])
+    assert engine.queries_seen == len(shots)
+    for (image, part), result in zip(shots, found, strict=True):
+        expected = looked_at_twice(image, part, bundle.preprocessing)
+        np.testing.assert_allclose(result.embedding, expected, rtol=0, atol=1e-6)
+        assert result.embedding.dtype == np.float32
         assert result.grounding_map.sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_a_picture_of_the_callers_may_change_once_it_is_decoded():
+    image, bundle = shot(2, 1, 0), cropping()
+    expected = looked_at_twice(image.copy(), (16, 8, 24, 16), bundle.preprocessing)
+
+    class Painter(PeakEngine):
+        def encode_items(self, *arrays: np.ndarray) -> ItemEncoding:
+            image.paste((255, 0, 0), (0, 0, SIZE, SIZE))
+            return super().encode_items(*arrays)
+
+    with closing(Encoder(bundle, Painter())) as encoder:
+        (found,) = encoder.encode_items([Item("i", image)])
+    np.testing.assert_allclose(found.embedding, expected, rtol=0, atol=1e-6)
 
 
 def test_without_it_items_are_looked_at_once_and_queries_never_twice():
@@ -161,24 +204,90 @@ def test_without_it_items_are_looked_at_once_and_queries_never_twice():
         assert engine.queries_seen == 1
 
 
-class BlindEngine(PeakEngine):
-    """A broken model: its second look is NaN."""
+class BrokenEngine(PeakEngine):
+    """Items whose patch is in the first column: a map of NaN; in the second one: an embedding that
+    is too short; in the third one: the crop's is."""
 
-    def encode_items(self, *arrays: np.ndarray) -> ItemEncoding:
-        encoding = super().encode_items(*arrays)
-        encoding.grounding_map[0] = np.nan
+    def encode_items(self, pixels: np.ndarray, *arrays: np.ndarray) -> ItemEncoding:
+        encoding = super().encode_items(pixels, *arrays)
+        self.columns = encoding.grounding_map.argmax(1) % (SIZE // PATCH)
+        encoding.grounding_map[self.columns == 0] = np.nan
+        encoding.embedding[self.columns == 1] *= 0.5
         return encoding
 
     def encode_queries(self, pixels: np.ndarray, patch_mask: np.ndarray) -> np.ndarray:
-        return np.full_like(super().encode_queries(pixels, patch_mask), np.nan)
+        embedding = super().encode_queries(pixels, patch_mask)
+        embedding[self.columns[self.columns != 1] == 2] = 0
+        return embedding
 
 
-def test_a_crop_that_cannot_be_embedded_is_its_items_error():
-    with closing(Encoder(cropping(), BlindEngine())) as encoder:
-        found = encoder.encode_items([Item("a", shot(1, 1, 0)), Item("b", b"no picture")])
-    assert all(isinstance(result, InputError) for result in found)
-    assert "length nan" in str(found[0])
-    assert "not an image" in str(found[1])
+def test_what_cannot_be_embedded_is_its_items_error_and_touches_no_other():
+    bundle, columns = cropping(), (3, 0, 1, 2, 3)
+    items = [Item(f"i{n}", shot(column, n % 4, n)) for n, column in enumerate(columns)]
+    items.insert(1, Item("no", b"no picture"))
+    with closing(Encoder(bundle, BrokenEngine())) as encoder:
+        first, unread, lost, short, blind, last = encoder.encode_items(items)
+    assert "not an image" in str(unread)
+    assert isinstance(lost, EncodedItem)  # its window is the first patch; the map says what it is
+    assert np.isnan(lost.grounding_map).all()
+    assert "length 0.5 instead of 1" in str(short)
+    assert "length 0 instead of 1" in str(blind)
+    for result, column, number in ((first, 3, 0), (last, 3, 4)):
+        part = (24, 8 * (number % 4), 32, 8 * (number % 4) + 8)
+        expected = looked_at_twice(shot(column, number % 4, number), part, bundle.preprocessing)
+        np.testing.assert_allclose(result.embedding, expected, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def stored(tmp_path: Path):
+    """Opens a catalogue of 100 pictures that were looked at twice, or once."""
+
+    def make(name: str, *, twice: bool = True) -> Searcher:
+        for number in range(100):
+            save_picture(tmp_path / f"{number}.png", number)
+        folder = tmp_path / name
+        with Searcher.create(folder, cropping(CROP if twice else None), engine=PeakEngine()) as new:
+            new.add(Item(f"i{n}", tmp_path / f"{n}.png", title="mug") for n in range(100))
+        return Searcher.open(folder, cropping(), engine=PeakEngine())
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("moved", "cosine", "says"),
+    [
+        (0, 1.0, None),
+        (5, 0.9, None),
+        (6, 0.9, "6 of 100 stored vectors .* below 0.99"),
+        (1, 0.7, "1 of 100 stored vectors .* below 0.75"),
+    ],
+)
+def test_verify_lets_a_few_windows_move(stored, monkeypatch, moved, cosine, says):
+    encode = Encoder.encode_items
+
+    def turned(self: Encoder, items: list[Item]) -> list[EncodedItem]:
+        results = encode(self, items)
+        for number, item in enumerate(results[:moved]):
+            other = np.roll(item.embedding, 1)
+            other -= (other @ item.embedding) * item.embedding
+            other /= np.linalg.norm(other)
+            vector = cosine * item.embedding + math.sqrt(1 - cosine**2) * other
+            results[number] = item._replace(embedding=vector)
+        return results
+
+    monkeypatch.setattr(Encoder, "encode_items", turned)
+    with stored("shop") as searcher:
+        report = searcher.verify(sample=100)
+    assert report.compared == 100
+    assert report.ok is (says is None)
+    if says:
+        assert re.search(says, report.problems[0])
+
+
+def test_verify_sees_vectors_that_were_made_without_the_crop(stored):
+    with stored("shop", twice=False) as searcher:
+        (problem,) = searcher.verify(sample=100).problems
+    assert "stored vectors are not what their pictures give now" in problem
 
 
 @pytest.mark.parametrize(
@@ -209,8 +318,6 @@ def test_bad_values_are_named(values, words, small_bundle: Path, tmp_path: Path)
 
 def test_exported_with_the_model_and_read_back(small_bundle: Path, tmp_path: Path, parity_folder):
     pytest.importorskip("torch")
-    from dataclasses import replace
-
     from small_models import CONV, build, tokenizer_file
 
     from tigerfg.export import export_bundle

@@ -10,6 +10,7 @@ import torch
 from small_models import CONV, HF, LEVELS, build, tokenizer_file
 from typer.testing import CliRunner
 
+from tigerfg.attention_crop import AttentionCrop
 from tigerfg.cli import app as cli
 from tigerfg.errors import InputError
 from tigerfg.model import load_checkpoint, save_checkpoint
@@ -97,6 +98,18 @@ def test_picture_sizes_are_those_of_the_last(saved, tmp_path):
     assert (config.name, config.query_size, config.item_size) == ("large", 48, 96)
     config = load_config(average_checkpoints([large, small], tmp_path / "other"))
     assert (config.name, config.query_size, config.item_size) == ("small", 32, 64)
+
+
+def test_the_attention_crop_is_that_of_the_last_and_in_the_card(saved, tmp_path):
+    crop = AttentionCrop(0.5, 1.0)
+    once, twice = saved("once", 1), saved("twice", 2, replace(CONV, attention_crop=crop))
+    for sources, kept, told in (
+        ([once, twice], crop, "threshold 0.5, weight 1"),
+        ([twice, once], None, "none"),
+    ):
+        out = average_checkpoints(sources, tmp_path / f"mean-{told}")
+        assert load_config(out).attention_crop == kept
+        assert f"Attention crop: {told}." in (out / "MODEL_CARD.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,15 @@ def test_unknown_shapes_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["tiny", "lite"])
 def test_shipped_bundles(name):
     found = count_flops(Bundle.open(name))
+    bundle = Bundle.open(name)
+    query, item = (
+        graph_flops(bundle.onnx(tower, "fp32"), bundle.max_text_length)
+        for tower in ("query", "item")
+    )
     # the item picture has four times the query's patches, and a text besides
-    assert found.item > 4 * found.query > 0
+    assert item > 4 * query > 0
+    assert found[:2] == (query, item + (query if name == "lite" else 0))
+    assert ("attention crop" in found.note) is (name == "lite")
     assert "tokens" in found.note
 
 

@@ -55,11 +55,16 @@ class AttentionCrop(Checked):
     def from_dict(cls, values: dict[str, Any]) -> AttentionCrop:
         """From a manifest's values; one that is missing, unknown or wrong raises InputError."""
         if not isinstance(values, dict):
-            raise InputError(f"attention_crop: {values!r} is no object")
+            raise InputError(
+                f"attention_crop: {values!r} is no object; give one with threshold and weight"
+            )
         try:
             return build(cls, values)
         except InputError as error:
             raise InputError(f"attention_crop.{error}") from error
+
+    def __str__(self) -> str:
+        return f"threshold {self.threshold:g}, weight {self.weight:g}"
 
     def window(self, grid: np.ndarray, size: tuple[int, int], patch: int) -> Window:
         """The smallest rectangle around the patches of the product.
@@ -84,11 +89,13 @@ class AttentionCrop(Checked):
         return picture.crop(self.window(grid, picture.size, patch))
 
     def join(self, items: np.ndarray, crops: np.ndarray) -> np.ndarray:
-        """Embeddings float32 (B, E) of the item tower, and of the query tower on the crops -> those
-        of the items, of unit length."""
+        """Embeddings of the item tower, and of the query tower on the crops -> those of the items.
+
+        All float32 (..., E) and of unit length; two that are opposite, at weight 1, have no
+        direction and give 0.
+        """
         both = items + np.float32(self.weight) * crops
-        # two that are opposite, at weight 1, have no direction: they stay 0
-        return both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), np.float32(1e-6))
+        return both / np.maximum(np.linalg.norm(both, axis=-1, keepdims=True), np.float32(1e-6))
 
 
 def _smoothed(grid: np.ndarray) -> np.ndarray:

@@ -31,19 +31,19 @@ R = TypeVar("R")
 
 
 class EncodedItem(NamedTuple):
-    """What the item tower says about one item."""
+    """What a model says about one item."""
 
     embedding: np.ndarray  # float32 (E,), unit length
     grounding_map: np.ndarray  # float32 (rows, columns), the patches that show the picture
 
 
 class _Pixels(NamedTuple):
-    """One picture: resized, and as `preprocess` returns a batch of one."""
+    """One picture as `preprocess` returns a batch of one."""
 
-    picture: Image.Image  # its longer side is S
     pixels: np.ndarray  # float32 (1, 3, S, S)
     patch_mask: np.ndarray  # bool (1, N)
     extents: np.ndarray  # int64 (1, 2)
+    picture: Image.Image | None = None  # where it is looked at again; its longer side is S
 
 
 class Encoder:
@@ -126,13 +126,13 @@ class Encoder:
             does not touch the others.
         """
         batch_size = batch_size or self.batch_size
-        size = self.bundle.preprocessing.item_size
+        size, again = self.bundle.preprocessing.item_size, bool(self.bundle.attention_crop)
         clock = clock or StageClock()
 
         def decode(pair: tuple[Item, T]) -> tuple[Item, T, _Pixels | InputError]:
             item, tag = pair
             with clock.measure("decode"):
-                return item, tag, self._decode(item.image, None, size)
+                return item, tag, self._decode(item.image, None, size, keep=again)
 
         decoded = self.ahead(decode, tagged, 2 * batch_size)
         while batch := list(islice(decoded, batch_size)):
@@ -171,54 +171,66 @@ class Encoder:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _decode(
-        self, source: ImageSource, box: Sequence[float] | None, size: int
+        self, source: ImageSource, box: Sequence[float] | None, size: int, *, keep: bool = False
     ) -> _Pixels | InputError:
         spec = self.bundle.preprocessing
         try:
             image = load_image(source, box, target_size=size, interpolation=spec.interpolation)
-            return _Pixels(image, *preprocess([image], size, spec))
+            pixels = _Pixels(*preprocess([image], size, spec))
+            if not keep:
+                return pixels
+            # A caller's image, which may be closed or painted on by then, is copied.
+            return pixels._replace(picture=image.copy() if image is source else image)
         except InputError as error:
             return error
 
     def _run_queries(self, pictures: Sequence[_Pixels]) -> list[np.ndarray | InputError]:
-        _, *arrays = zip(*pictures, strict=True)
-        pixels, masks, _ = map(np.concatenate, arrays)
+        pixels, masks = (np.concatenate([p[field] for p in pictures]) for field in (0, 1))
         embeddings = self._checked(self.engine.encode_queries(pixels, masks), pixels)
         return [_unusable(embedding) or embedding for embedding in embeddings]
 
     def _run_items(
         self, items: Sequence[Item], pictures: Sequence[_Pixels]
     ) -> list[EncodedItem | InputError]:
-        shown, *arrays = zip(*pictures, strict=True)
-        pixels, masks, extents = map(np.concatenate, arrays)
+        pixels, masks, extents = (
+            np.concatenate([p[field] for p in pictures]) for field in range(3)
+        )
         token_ids, token_mask = self.bundle.tokenizer([item_text(item) for item in items])
         encoding = self.engine.encode_items(pixels, masks, token_ids, token_mask)
         spec = self.bundle.preprocessing
-        embeddings = self._checked(encoding.embedding, pixels)
-        maps = [
-            crop_map(values, extent, spec.item_size, spec.patch)
-            for values, extent in zip(encoding.grounding_map, extents, strict=True)
+        results = [
+            _unusable(embedding)
+            or EncodedItem(embedding, crop_map(values, extent, spec.item_size, spec.patch))
+            for embedding, values, extent in zip(
+                self._checked(encoding.embedding, pixels),
+                encoding.grounding_map,
+                extents,
+                strict=True,
+            )
         ]
-        if self.bundle.attention_crop:
-            embeddings = self._look_again(self.bundle.attention_crop, embeddings, shown, maps)
-        return [
-            _unusable(embedding) or EncodedItem(embedding, grid)
-            for embedding, grid in zip(embeddings, maps, strict=True)
-        ]
+        crop = self.bundle.attention_crop
+        return self._look_again(crop, results, pictures) if crop else results
 
     def _look_again(
         self,
         crop: AttentionCrop,
-        embeddings: np.ndarray,
-        pictures: Sequence[Image.Image],
-        maps: Sequence[np.ndarray],
-    ) -> np.ndarray:
-        """The items' embeddings with those of their attention crops, see there."""
+        items: Sequence[EncodedItem | InputError],
+        pictures: Sequence[_Pixels],
+    ) -> list[EncodedItem | InputError]:
+        """The items with the embeddings of their attention crops in theirs."""
         spec = self.bundle.preprocessing
-        parts = [crop.cut(*pair, spec.patch) for pair in zip(pictures, maps, strict=True)]
-        pixels, masks, _ = preprocess(parts, spec.query_size, spec)
-        crops = self._checked(self.engine.encode_queries(pixels, masks), pixels)
-        return crop.join(embeddings, crops)
+        good = [
+            (item, pixels.picture)
+            for item, pixels in zip(items, pictures, strict=True)
+            if isinstance(item, EncodedItem)
+        ]
+        parts = [crop.cut(picture, item.grounding_map, spec.patch) for item, picture in good]
+        prepared = [_Pixels(*preprocess([part], spec.query_size, spec)) for part in parts]
+        seen = iter(self._run_queries(prepared) if prepared else ())
+        return [
+            _joined(crop, item, next(seen)) if isinstance(item, EncodedItem) else item
+            for item in items
+        ]
 
     def _checked(self, embeddings: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         expected = (len(pixels), self.bundle.embedding_dim)
@@ -231,6 +243,15 @@ class Encoder:
 
     def _no_embeddings(self) -> np.ndarray:
         return np.zeros((0, self.bundle.embedding_dim), np.float32)
+
+
+def _joined(
+    crop: AttentionCrop, item: EncodedItem, part: np.ndarray | InputError
+) -> EncodedItem | InputError:
+    if isinstance(part, InputError):
+        return part
+    embedding = crop.join(item.embedding, part)
+    return _unusable(embedding) or item._replace(embedding=embedding)
 
 
 def _unusable(embedding: np.ndarray) -> InputError | None:

@@ -13,6 +13,7 @@ import tiny_run
 from safetensors.torch import save_file
 from tiny_run import MODEL, STAGES, config
 
+from tigerfg.attention_crop import AttentionCrop
 from tigerfg.benchmark.suite import Manifest, Settings
 from tigerfg.errors import InputError
 from tigerfg.training import loop
@@ -23,6 +24,9 @@ from tigerfg.training.state import STATE, load_progress
 
 DEEPER = dataclasses.replace(MODEL.vision, depth=3)
 OTHER = {
+    "model.attention_crop.threshold": {
+        "model": dataclasses.replace(MODEL, attention_crop=AttentionCrop(0.5, 1.0))
+    },
     "model.vision.depth": {"model": dataclasses.replace(MODEL, vision=DEEPER)},
     "stages.1.lr": {"stages": (STAGES[0], dataclasses.replace(STAGES[1], lr=0.5), *STAGES[2:])},
     "stages.3.backbone_rate": {"stages": STAGES[:3]},
@@ -80,6 +84,15 @@ def test_the_field_that_differs_is_named(field: str) -> None:
     check_recipe(saved, recipe_of(config(Path("run"))))
     with pytest.raises(InputError, match=rf"resume: {field} is .*, and was .* when the run began"):
         check_recipe(saved, recipe_of(config(Path("run"), **OTHER[field])))
+
+
+@pytest.mark.usefixtures("data")
+def test_runs_from_before_attention_crops_are_resumed() -> None:
+    saved = recipe_of(config(Path("run")))
+    assert "attention_crop" not in saved["model"]  # as their states have it
+    check_recipe(
+        saved, recipe_of(config(Path("run"), model={**MODEL.to_dict(), "attention_crop": None}))
+    )
 
 
 def test_what_does_not_define_the_run_may_change(data: Path) -> None:

@@ -5,8 +5,9 @@ approximate index is involved, so the numbers are those of the model alone.
 
 Modes, all from the towers of the same bundle:
 
-- ``item``: the item tower on picture and text, what a catalogue stores;
-- ``text``: the item tower on a blank picture: what the text alone tells a model;
+- ``item``: items by picture and text, with the attention crop of a model that has one: what a
+  catalogue stores;
+- ``text``: the same with a blank picture: what the text alone tells a model;
 - ``global``: the query tower on the whole item picture, no text, no grounding;
 - ``oracle``: the query tower on the item picture cropped to its target box, as a perfect detector
   would do;

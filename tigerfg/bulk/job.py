@@ -89,7 +89,8 @@ def plan_job(
             images are embedded bytes, addresses, or paths that every node has, relative ones as
             `read_items` takes them.
         engine, precision: with "auto" every actor decides by a measurement of its own: the vectors
-            agree as closely as the bundle's parity report says, the files not to the byte.
+            agree as closely as the bundle's parity report says (but where the window of an
+            attention crop moves), the files not to the byte.
         out: a directory, new or of the same job.
 
     Raises:

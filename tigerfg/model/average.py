@@ -31,6 +31,7 @@ from tigerfg.model.config import ModelConfig
 TEMPLATE = """# Model card: {name}
 
 The mean of several models' parameters (`tigerfg average`); it was not evaluated when it was made.
+Attention crop: {attention_crop}.
 
 | share | model | fingerprint |
 |---|---|---|
@@ -48,7 +49,8 @@ def average_checkpoints(
 
     Args:
         sources: two and more checkpoint directories, bundles' or names of shipped bundles, of one
-            architecture and one tokenizer. Names and picture sizes may differ: the last one's stay.
+            architecture and one tokenizer. Names, picture sizes and attention crops may differ: the
+            last one's stay.
         out: a new or empty directory.
         weights: one positive number a source, divided by their sum; all alike if None.
 
@@ -76,7 +78,7 @@ def average_checkpoints(
             mean[name] = mean[name] + part if name in mean else part
     model.load_state_dict(mean)
     tokenizer = find_checkpoint(sources[-1]) / TOKENIZER
-    return save_checkpoint(model, tokenizer, out, _card(model.config.name, sources, shares))
+    return save_checkpoint(model, tokenizer, out, _card(model.config, sources, shares))
 
 
 def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
@@ -134,7 +136,7 @@ def _flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
-def _card(name: str, sources: Sequence[str | Path], shares: Sequence[float]) -> str:
+def _card(config: ModelConfig, sources: Sequence[str | Path], shares: Sequence[float]) -> str:
     """The model card of the mean, with those of its sources below."""
     rows, cards = [], {}
     for source, share in zip(sources, shares, strict=True):
@@ -144,7 +146,12 @@ def _card(name: str, sources: Sequence[str | Path], shares: Sequence[float]) -> 
         if (folder / CARD).is_file():
             text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
             cards[re.sub(r"^(?=#)", "#", text, flags=re.MULTILINE)] = None  # a level deeper
-    return "\n".join([TEMPLATE.format(name=_in_one_line(name), rows="\n".join(rows)), *cards])
+    heading = TEMPLATE.format(
+        name=_in_one_line(config.name),
+        attention_crop=config.attention_crop or "none",
+        rows="\n".join(rows),
+    )
+    return "\n".join([heading, *cards])
 
 
 def _in_one_line(text: object) -> str:

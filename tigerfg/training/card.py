@@ -15,7 +15,7 @@ from tigerfg.training.config import LossWeights
 from tigerfg.training.journal import LOG
 
 if TYPE_CHECKING:
-    from tigerfg.model.config import ModelConfig, VisionConfig
+    from tigerfg.model.config import VisionConfig
     from tigerfg.training.config import Stage, TrainConfig
     from tigerfg.training.state import Progress
 
@@ -30,7 +30,7 @@ item picture with text are embedded in one {dim}-dimensional space.
 - Towers: {vision}, patch {patch} px, width {width}; queries {query_size} px, items {item_size} px,
   at most {max_length} text tokens.
 - Item tower: {item_tower}; the picture at {item_levels} scale(s), each half the one before.
-- Attention crop: {attention_crop}.
+- Attention crop, not in the scores below: {attention_crop}.
 
 ## What it was trained on
 
@@ -88,7 +88,7 @@ def write_card(config: TrainConfig, progress: Progress, ranks: int, one_view: in
         "max_length": model.text.max_length,
         "item_tower": model.item_tower,
         "item_levels": model.item_levels,
-        "attention_crop": _attention_crop(model),
+        "attention_crop": model.attention_crop or "none",
         "held_out": min(config.products, HELD_OUT),
         **_data(config, progress, one_view),
         "stages": "".join(
@@ -110,16 +110,6 @@ def write_card(config: TrainConfig, progress: Progress, ranks: int, one_view: in
     }
     (out / "checkpoint" / CARD).write_text(TEMPLATE.format(**fields))
     shutil.copyfile(out / LOG, out / "checkpoint" / LOG)
-
-
-def _attention_crop(model: ModelConfig) -> str:
-    crop = model.attention_crop
-    if crop is None:
-        return "none, an item is looked at once"
-    return (
-        f"threshold {crop.threshold:g}, weight {crop.weight:g} (`tigerfg.attention_crop`); the "
-        "scores below are without it"
-    )
 
 
 def _vision(vision: VisionConfig) -> str:

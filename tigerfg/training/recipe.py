@@ -44,6 +44,7 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
         InputError: the data are not there.
     """
     values = dataclasses.asdict(config)
+    values["model"] = config.model.to_dict()  # as in the states of older runs
     values["photos"] = [_held(photos, photos_digest(photos)) for photos in config.photos]
     if config.shards is not None:
         values["shards"] = _held(config.shards, manifest_digest(config.shards))
