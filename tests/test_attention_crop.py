@@ -238,6 +238,20 @@ def test_what_cannot_be_embedded_is_its_items_error_and_touches_no_other():
         np.testing.assert_allclose(result.embedding, expected, rtol=0, atol=1e-6)
 
 
+def test_two_looks_that_cancel_are_an_error():
+    class Opposite(PeakEngine):
+        def encode_items(self, *arrays: np.ndarray) -> ItemEncoding:
+            self.items = super().encode_items(*arrays)
+            return self.items
+
+        def encode_queries(self, *_: np.ndarray) -> np.ndarray:
+            return -self.items.embedding
+
+    with closing(Encoder(cropping(AttentionCrop(0.6, 1.0)), Opposite())) as encoder:
+        (found,) = encoder.encode_items([Item("i", shot(1, 1, 0))])
+    assert "length 0 instead of 1" in str(found)
+
+
 @pytest.fixture
 def stored(tmp_path: Path):
     """Opens a catalogue of 100 pictures that were looked at twice, or once."""
