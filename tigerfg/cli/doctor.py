@@ -146,6 +146,9 @@ def chosen_engines(bundle: Bundle, threads: int | None) -> Iterator[tuple[str, s
                 f"{tower} tower",
                 " ".join(parts) + (f" ({candidate.note})" * bool(candidate.note)),
             )
+    if bundle.attention_crop:
+        told = f"{bundle.attention_crop}: an item takes a query's time besides"
+        yield "attention crop", told
     yield "threads", str(count)
     yield "choice kept in", _writable(cache_file(bundle, TOWERS[0], (), count).parent)
 
