@@ -17,6 +17,7 @@ from fakes import FakeBundle, FakeEngine, save_picture
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from tigerfg.attention_crop import AttentionCrop
 from tigerfg.bundle import Bundle
 from tigerfg.cli import app as cli
 from tigerfg.cli import console, export, options
@@ -362,10 +363,11 @@ def test_doctor_shows_the_choice_for_each_tower(shop, monkeypatch):
         assert f"{tower} tower" in result.stdout
     assert result.stdout.count("* openvino fp32 1.25 ms a picture cosine 1.0000") == 2
     assert "onnx int8 (broken)" in result.stdout
-    assert "attention crop threshold 0.3, weight 0.75" in " ".join(result.stdout.split())  # of lite
     assert str(shop / "cache") in result.stdout
-    result = run("doctor", "--threads", "1", "--model", "tiny")
     assert "attention crop" not in result.stdout
+    monkeypatch.setattr(FakeBundle, "attention_crop", AttentionCrop(0.3, 0.75))
+    result = run("doctor", "--threads", "1")
+    assert "attention crop threshold 0.3, weight 0.75" in " ".join(result.stdout.split())
 
 
 def test_parsers():
