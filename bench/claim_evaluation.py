@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,10 @@ def evaluate_all(
     config: TrainConfig,
     threads: int | None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of the item tower, and of the query tower on crops of the items' pictures.
+    """Rows of the items, and of the query tower on crops of the items' pictures.
 
     Crops by true boxes, noisy ones and a trained detector's without and with the text; the whole
-    picture; and the text alone.
+    picture; the text alone; and, of a model with an attention crop, the item tower without it.
 
     Args:
         checkpoint: whose towers embed, and on whose features the detectors are trained.
@@ -139,6 +139,10 @@ def evaluate_all(
             own = boxes[part.name]
             wanted = {"item": Row(), "text": Row("text"), **_query_rows(own)}
             rows += _rows(encoder, part, wanted, own)
+            if encoder.bundle.attention_crop:
+                alone = Encoder(replace(encoder.bundle, attention_crop=None), encoder.engine)
+                with closing(alone):
+                    rows += _rows(alone, part, {"item tower": Row()}, {})
     if towers is not None:
         with _opened(towers, threads) as (_, encoder):
             for part in data:

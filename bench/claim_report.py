@@ -30,6 +30,7 @@ _QUERY_TOWER = {  # rows of TIGER-FG's own checkpoint and of its towers, in the 
 DERIVED = {
     **_QUERY_TOWER,
     "text": "text alone (blank picture)",
+    "item tower": "item tower, without its attention crop",
     **{
         BEFORE + row: f"{title} (towers before the joint stage)"
         for row, title in _QUERY_TOWER.items()
