@@ -41,6 +41,12 @@ def png(seed: int) -> bytes:
     return file.getvalue()
 
 
+def plain(colour: str) -> bytes:
+    """A picture that a model tells from one of another colour, which it does not of noise."""
+    Image.new("RGB", (24, 24), colour).save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
 def write_items(folder: Path, counts: list[int], group: int = 7) -> Path:
     folder.mkdir()
     first = 0
@@ -273,11 +279,11 @@ def test_relative_pictures_are_found_as_read_items_finds_them(tmp_path):
 def test_loading_decides_by_what_is_stored(tmp_path):
     """One file with an id of which there are several records, loaded as `add` and as `upsert`."""
     rows = [
-        {"item_id": "a", "image": png(0), "price": 1},
-        {"item_id": "b", "image": png(1), "price": 1},
-        {"item_id": "a", "image": png(0), "price": 2},  # another price of what was encoded
-        {"item_id": "b", "image": png(2), "price": 2},  # another picture
-        {"item_id": "a", "image": png(0), "price": 2},
+        {"item_id": "a", "image": plain("navy"), "price": 1},
+        {"item_id": "b", "image": plain("gold"), "price": 1},
+        {"item_id": "a", "image": plain("navy"), "price": 2},  # another price of what was encoded
+        {"item_id": "b", "image": plain("red"), "price": 2},  # another picture
+        {"item_id": "a", "image": plain("navy"), "price": 2},
     ]
     (tmp_path / "items").mkdir()
     for number, row in enumerate(rows):
@@ -308,12 +314,14 @@ def test_loading_decides_by_what_is_stored(tmp_path):
         lines = report.rejects_file.read_text().splitlines()
         assert [json.loads(line)["item_id"] for line in lines] == ["a", "b", "a"]
         assert prices(searcher) == {"a": 1, "b": 1}
-        first = searcher.search(png(2), k=1)[0].score
+        before = {hit.item_id: hit.score for hit in searcher.search(plain("red"), k=2)}
         report = searcher.load(out, replace=True, partial=True)
         assert (report.added, report.replaced, report.updated) == (0, 1, 1)
         assert (report.unchanged, report.rejected) == (2, [])
         assert prices(searcher) == {"a": 2, "b": 2}
-        assert searcher.search(png(2), k=1)[0].score > first
+        after = {hit.item_id: hit.score for hit in searcher.search(plain("red"), k=2)}
+        assert after["a"] == before["a"]
+        assert after["b"] > before["b"] + 0.01  # its picture is the query's now
         report = searcher.load(out, replace=True, partial=True)
         assert (report.replaced, report.updated, report.unchanged) == (0, 0, 3)
     with Searcher.create(tmp_path / "new", **ENGINE) as searcher:
