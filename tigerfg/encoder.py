@@ -185,16 +185,14 @@ class Encoder:
             return error
 
     def _run_queries(self, pictures: Sequence[_Pixels]) -> list[np.ndarray | InputError]:
-        pixels, masks = (np.concatenate([p[field] for p in pictures]) for field in (0, 1))
+        pixels, masks, _ = _batch(pictures)
         embeddings = self._checked(self.engine.encode_queries(pixels, masks), pixels)
         return [_unusable(embedding) or embedding for embedding in embeddings]
 
     def _run_items(
         self, items: Sequence[Item], pictures: Sequence[_Pixels]
     ) -> list[EncodedItem | InputError]:
-        pixels, masks, extents = (
-            np.concatenate([p[field] for p in pictures]) for field in range(3)
-        )
+        pixels, masks, extents = _batch(pictures)
         token_ids, token_mask = self.bundle.tokenizer([item_text(item) for item in items])
         encoding = self.engine.encode_items(pixels, masks, token_ids, token_mask)
         spec = self.bundle.preprocessing
@@ -243,6 +241,12 @@ class Encoder:
 
     def _no_embeddings(self) -> np.ndarray:
         return np.zeros((0, self.bundle.embedding_dim), np.float32)
+
+
+def _batch(pictures: Sequence[_Pixels]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels, patch masks and extents of several pictures, as `preprocess` returns a batch."""
+    pixels, masks, extents, _ = zip(*pictures, strict=True)
+    return np.concatenate(pixels), np.concatenate(masks), np.concatenate(extents)
 
 
 def _joined(
