@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tigerfg.attention_crop import AttentionCrop
 from tigerfg.model.towers import TigerFG
 from tigerfg.training.batches import BatchMaker, Draw
 from tigerfg.training.config import LossWeights
@@ -23,6 +24,8 @@ from tigerfg.training.item_stages import JointStage, RegionStage
 from tigerfg.training.map_stage import MapStage
 from tigerfg.training.stages import CropStage, Trainee, TrainingStage
 
+# what items are looked at again by; stages without L_crop do not care
+MODEL = dataclasses.replace(tiny_run.MODEL, attention_crop=AttentionCrop(0.3, 0.75))
 KINDS = ("crops", "regions", "map", "joint")
 SIZE, STEP = 11, 3  # rows of the batch: odd, so that ranks and chunks are of unequal size
 ALONE = World(0, 1, torch.device("cpu"))
@@ -57,7 +60,7 @@ class WideMaker(BatchMaker):
 def trainee() -> Trainee:
     """Random towers in which text and gates matter."""
     torch.manual_seed(0)
-    made = Trainee(TigerFG(tiny_run.MODEL)).double()
+    made = Trainee(TigerFG(MODEL)).double()
     with torch.no_grad():
         for gate in (made.model.gate_pool, made.model.gate_text):
             gate.normal_(std=0.3)
@@ -66,20 +69,20 @@ def trainee() -> Trainee:
 
 def teacher() -> TigerFG:
     torch.manual_seed(1)
-    return TigerFG(tiny_run.MODEL).double().requires_grad_(False)
+    return TigerFG(MODEL).double().requires_grad_(False)
 
 
 def stage(kind: str, world: World = ALONE, weights: LossWeights | None = None) -> TrainingStage:
     pool = tiny_run.pool()
     pool.unknown_words = 0.0
-    maker = WideMaker([pool], [1.0], tiny_run.MODEL, Words())
+    maker = WideMaker([pool], [1.0], MODEL, Words())
     if kind == "map":
         made = MapStage(trainee().model, maker, 5, 24, SIZE, world)
         make = made.make
         made.make = lambda *args: wide(make(*args))
         return made
     if kind == "joint":
-        weights = weights or LossWeights()
+        weights = weights or LossWeights(crop=0.5)
         return JointStage(maker, 5, SIZE, world.device, teacher(), weights)
     return (CropStage if kind == "crops" else RegionStage)(maker, 5, SIZE, world.device)
 

@@ -90,17 +90,17 @@ def test_batch_has_everything_that_could_go_wrong() -> None:
         assert len(set(counts)) > 1
 
 
-@pytest.mark.parametrize("name", ["region", "dense", "map", "relation"])
+@pytest.mark.parametrize("name", ["region", "dense", "map", "relation", "crop"])
 def test_a_loss_of_weight_zero_is_not_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    function = {"region": "region_embeddings"}.get(name, f"{name}_loss")
+    function = {"region": "region_embeddings", "crop": "second_look"}.get(name, f"{name}_loss")
 
     def computed(*args: object) -> None:
         raise AssertionError(f"{function} was called")
 
     monkeypatch.setattr(f"tigerfg.training.item_stages.{function}", computed)
-    source = stage("joint", weights=LossWeights(**{name: 0.0}))
+    source = stage("joint", weights=LossWeights(**{"crop": 0.5, name: 0.0}))
     losses = step_gradients(trainee(), source, STEP, SIZE, None, gradient_run.ALONE)
-    assert set(losses) == {"nce", "region", "dense", "map", "relation"} - {name}
+    assert set(losses) == {"nce", "region", "dense", "map", "relation", "crop"} - {name}
 
 
 @pytest.mark.parametrize("boxed", [True, False])

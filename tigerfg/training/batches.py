@@ -31,7 +31,8 @@ class Crops:
 class Scenes(Crops):
     """Item pictures with boxes (B, 4), target regions and distractor regions (B, N').
 
-    The regions are over all item levels, the mask (B, N) is that of the full-size picture.
+    The regions are over all item levels, the mask (B, N) is that of the full-size picture, of
+    which `extents` (B, 2) are the valid (w, h).
     `other_products` (B,) int64 says whose region the distractor's is: an id as in `products`, or
     -1 where that is not known.
 
@@ -39,6 +40,7 @@ class Scenes(Crops):
     not known (`boxed` (B,) bool is False) `boxes` is the whole picture, and the region zeros.
     """
 
+    extents: Tensor
     boxes: Tensor
     region: Tensor
     other_region: Tensor
@@ -214,6 +216,7 @@ class Draw:
             augment(arrays.pictures, arrays.extents, config, self._rngs, erase=0.0),
             extent_masks(extents, grid, patch),
             self.products,
+            extents,
             torch.where(boxed[:, None], boxes, whole),
             item_regions(boxes, config) * boxed[:, None],
             item_regions(other_boxes, config),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tigerfg.training.state import Progress
 
 HELD_OUT = 512  # rendered products for validation, at most
+SCORES = ("r1", "crop", "bound", "whole", "pointing")  # of the log, in the table's order
 LITE = "EfficientNet-Lite0 backbone, its stem and first blocks as ImageNet left them"
 
 TEMPLATE = """# Model card: {name}
@@ -30,7 +31,7 @@ item picture with text are embedded in one {dim}-dimensional space.
 - Towers: {vision}, patch {patch} px, width {width}; queries {query_size} px, items {item_size} px,
   at most {max_length} text tokens.
 - Item tower: {item_tower}; the picture at {item_levels} scale(s), each half the one before.
-- Attention crop, not in the scores below: {attention_crop}.
+- Attention crop: {attention_crop}.
 
 ## What it was trained on
 
@@ -49,8 +50,8 @@ Full log: `{log}` beside this card.
 
 ## How well, on {held_out} rendered products it has not seen (in %, one query a product)
 
-| item pictures | Recall@1 | true-map bound | whole picture, no text | map's peak in target |
-|---|---|---|---|---|
+| item pictures | Recall@1 | with crop | true-map bound | whole, no text | map's peak in target |
+|---|---|---|---|---|---|
 {scores}
 
 "True-map bound": the item's patches pooled with the true target region instead of the map.
@@ -102,14 +103,17 @@ def write_card(config: TrainConfig, progress: Progress, ranks: int, one_view: in
         "machinery": _machinery(config),
         "log": LOG,
         "scores": "\n".join(
-            f"| {layout} | "
-            + " | ".join(f"{scores[f'{layout}_{k}']:.1f}" for k in ("r1", "bound", "whole"))
-            + f" | {scores[f'{layout}_pointing']:.1f} |"
+            f"| {layout} | " + " | ".join(_score(scores, layout, what) for what in SCORES) + " |"
             for layout in ("standard", "cluttered")
         ),
     }
     (out / "checkpoint" / CARD).write_text(TEMPLATE.format(**fields))
     shutil.copyfile(out / LOG, out / "checkpoint" / LOG)
+
+
+def _score(scores: dict[str, Any], layout: str, what: str) -> str:
+    value = scores.get(f"{layout}_{what}")
+    return "–" if value is None else f"{value:.1f}"
 
 
 def _vision(vision: VisionConfig) -> str:

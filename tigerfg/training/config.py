@@ -44,10 +44,11 @@ RECIPE = (
 
 @dataclass(frozen=True)
 class LossWeights(Checked):
-    """L = L_nce + region·L_region + dense·L_dense + map·L_map + relation·L_rel.
+    """L = L_nce + region·L_region + dense·L_dense + map·L_map + relation·L_rel + crop·L_crop.
 
     A weight of 0 leaves the loss out: it is not computed. `relation_tau` is the τ of L_rel,
-    `map_tau` that of map targets made without a box.
+    `map_tau` that of map targets made without a box. L_crop is L_nce once more, of items with their
+    attention crop (see `second_look`): for models that have one.
     """
 
     region: NotNegative = 0.5
@@ -56,6 +57,7 @@ class LossWeights(Checked):
     relation: NotNegative = 0.5
     relation_tau: Positive = 0.1
     map_tau: Positive = 0.1
+    crop: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,11 @@ class TrainConfig(Checked):
             raise InputError(
                 "pretrained: the lite backbone keeps its first blocks as they are; start from its "
                 "published weights ('pretrained': true) or from a checkpoint (init)"
+            )
+        if self.weights.crop > 0 and self.model.attention_crop is None:
+            raise InputError(
+                f"weights.crop: {self.weights.crop:g}, and the model has no attention_crop; give "
+                "it one in its configuration, or leave the weight at 0"
             )
         self._check_photos()
 

@@ -19,6 +19,7 @@ from tigerfg.training.distillation import (
     relation_loss,
 )
 from tigerfg.training.regions import crop_boxes, extent_masks
+from tigerfg.training.second_look import second_look
 from tigerfg.training.stages import (
     Encoded,
     Gathered,
@@ -198,6 +199,9 @@ class JointStage:
         if weights.map > 0:
             loss = map_loss(item.grounding_map, lesson.region)
             encoded.row_losses["map"] = row_loss(weights.map, loss, lesson.region)
+        if weights.crop > 0:
+            looked = second_look(model, item, scenes.pixels, scenes.extents)
+            encoded.embeddings["looked"], encoded.present["looked"] = looked, usable
         return encoded
 
     def contrast(self, trainee: Trainee, batch: Gathered) -> dict[str, Tensor]:
@@ -216,6 +220,8 @@ class JointStage:
         if "items" in batch.embeddings:
             region = batch.pairs_loss(scale, "queries", "items", "others")
             losses["region"] = weights.region * region
+        if "looked" in batch.embeddings:
+            losses["crop"] = weights.crop * batch.pairs_loss(scale, "queries", "looked")
         return losses
 
 

@@ -10,6 +10,7 @@ from tigerfg.model.towers import TigerFG
 from tigerfg.text import TextTokenizer
 from tigerfg.training.pool import Pool
 from tigerfg.training.regions import extent_masks, extent_pixels, item_regions
+from tigerfg.training.second_look import second_look
 
 AT_ONCE = 128  # pictures
 
@@ -41,9 +42,10 @@ def validate(model: TigerFG, pool: Pool, tokenizer: TextTokenizer) -> dict[str, 
             a product, as `rendered_pool(..., views=1, cluttered=1)` makes it.
 
     Returns:
-        For standard and cluttered pictures: `r1` (item tower), `bound` (true region as map),
-        `whole` (all patches pooled), and `pointing` (centre of the map's strongest patch in the
-        target box, as `tigerfg.benchmark.metrics.points_inside`).
+        For standard and cluttered pictures: `r1` (item tower), `crop` (with its attention crop, of
+        a model that has one), `bound` (true region as map), `whole` (all patches pooled), and
+        `pointing` (centre of the map's strongest patch in the target box, as
+        `tigerfg.benchmark.metrics.points_inside`).
     """
     patch, device = model.config.vision.patch, model.gate_text.device
     q_grid, grid = model.config.query_side, model.config.item_side
@@ -68,13 +70,17 @@ def validate(model: TigerFG, pool: Pool, tokenizer: TextTokenizer) -> dict[str, 
             rows = index[start : start + AT_ONCE]
             extents = there(pool.scene_extents[rows])
             mask = extent_masks(extents, grid, patch)
-            patches = model.item_patches(_pixels(there(pool.scenes[rows]), extents, model))
+            pixels = _pixels(there(pool.scenes[rows]), extents, model)
+            patches = model.item_patches(pixels)
             texts = [pool.texts[p][0] for p in pool.scene_products[rows]]
             token_ids, token_mask = (there(t) for t in tokenizer(texts))
             item = model.ground(patches, mask, token_ids, token_mask)
             boxes = there(pool.scene_boxes[rows])
             region = item_regions(boxes, model.config)
             embeddings["r1"].append(item.embedding)
+            if model.config.attention_crop is not None:
+                looked = second_look(model, item, pixels, extents)
+                embeddings.setdefault("crop", []).append(looked)
             embeddings["bound"].append(model.encode_region(patches, region))
             embeddings["whole"].append(model.encode_region(patches, model.item_mask(mask)))
             peak = model.fold_map(item.grounding_map).argmax(dim=1)
