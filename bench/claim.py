@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from claim_evaluation import DataSet, evaluate_all, evaluate_item_tower
+from claim_evaluation import DataSet, evaluate_all, evaluate_items
 from claim_report import check_alike, read_results, write_report
 from conditions import conditions
 
@@ -252,7 +252,7 @@ class Claim:
         if name == "tiger":
             rows, detectors = evaluate_all(after, before, self.data, config, options.threads)
         else:
-            rows, detectors = evaluate_item_tower(after, self.data, options.threads), {}
+            rows, detectors = evaluate_items(after, self.data, options.threads), {}
         return {
             "seed": seed,
             "variant": name,

@@ -97,7 +97,7 @@ class _Boxes:
     rejected: int
 
 
-def evaluate_item_tower(
+def evaluate_items(
     checkpoint: Path, data: Sequence[DataSet], threads: int | None
 ) -> list[dict[str, Any]]:
     """One row a data set, named "item"; without grounding where the model's map is flat."""
