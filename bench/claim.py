@@ -141,8 +141,8 @@ def settings_of(config: TrainConfig, recipe: Recipe) -> dict[str, Any]:
         "preset": config.model.name,
         "towers": [asdict(stage) for stage in recipe.towers],
         "stages": [asdict(stage) for stage in config.stages],
-        "model": asdict(config.model),
-        "weights": asdict(config.weights),
+        "model": config.model.to_dict(),
+        "weights": config.weights.to_dict(),
     }
     return json.loads(json.dumps(settings))
 

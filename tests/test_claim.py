@@ -23,8 +23,9 @@ from claim_report import write_report
 
 from tigerfg.benchmark.suite import Settings, build
 from tigerfg.errors import InputError
+from tigerfg.model.config import preset
 from tigerfg.training.box_head import train_box_head
-from tigerfg.training.config import Stage
+from tigerfg.training.config import Stage, TrainConfig
 
 MODEL = replace(tiny_run.MODEL, name="small")
 VARIANTS = ("tiger", "clip")
@@ -128,6 +129,17 @@ def test_the_claim_is_trained_once(
     assert run(folder) == 1
     assert "stages.1.batch 8, now 9" in capsys.readouterr().out
     assert trained == []
+
+
+def test_the_results_that_are_there_are_those_of_the_claim(tmp_path: Path) -> None:
+    """More seeds of the claim may join them: nothing that makes them has changed."""
+    base = TrainConfig(out=tmp_path, model=preset("tiny"), photos=(Path("grocery"),))
+    recipe = claim.RECIPES["short"]
+    for name in claim.VARIANTS:
+        config = claim.variant_run(tmp_path, 0, name, base, recipe)
+        claim.check_same(
+            ROOT / f"bench/results/claim/0-{name}.json", claim.settings_of(config, recipe), ""
+        )
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tiny_run import MODEL, STAGES, config
 from tigerfg.attention_crop import AttentionCrop
 from tigerfg.benchmark.suite import Manifest, Settings
 from tigerfg.errors import InputError
+from tigerfg.model.checkpoint import CONFIG, TOKENIZER, WEIGHTS
 from tigerfg.training import loop
 from tigerfg.training.config import LossWeights, TrainConfig
 from tigerfg.training.loop import train
@@ -40,7 +41,7 @@ OTHER = {
     "photo_crops": {"photo_crops": 6},
     "photo_collages": {"photo_collages": 0},
     "shards": {"shards": Path("there/suite")},
-    "init": {"init": Path("checkpoint")},
+    "init": {"init": Path("there/start")},
     "pretrained": {"pretrained": True},
     "teacher": {"teacher": "ema"},
     "teacher_decay": {"teacher_decay": 0.5},
@@ -61,9 +62,17 @@ def suite_manifest(sha256: str) -> Manifest:
     return Manifest(Settings(64, 0).to_dict(), {}, 3, shards=[shard])
 
 
+def start_checkpoint(folder: Path, weights: bytes) -> None:
+    """What is read of a checkpoint to tell it from another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text("{}")
+    (folder / TOKENIZER).write_text("{}")
+    (folder / WEIGHTS).write_bytes(weights)
+
+
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with there/shop of two photos and there/suite."""
+    """The working directory, with there/shop of two photos, there/suite and there/start."""
     monkeypatch.chdir(tmp_path)
     shop = tmp_path / "there" / "shop"
     shop.mkdir(parents=True)
@@ -72,6 +81,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (shop / "queries.jsonl").write_text('{"query_id": "q", "image": "q.png"}\n')
     for name in "abq":
         (shop / f"{name}.png").write_bytes(name.encode())
+    start_checkpoint(tmp_path / "there" / "start", b"weights")
     (tmp_path / "there" / "suite").mkdir()
     suite_manifest("ab").save(tmp_path / "there" / "suite")
     return tmp_path
@@ -90,6 +100,7 @@ def test_the_field_that_differs_is_named(field: str) -> None:
 def test_runs_from_before_attention_crops_are_resumed() -> None:
     saved = recipe_of(config(Path("run")))
     assert "attention_crop" not in saved["model"]  # as their states have it
+    assert "crop" not in saved["weights"]
     check_recipe(
         saved, recipe_of(config(Path("run"), model={**MODEL.to_dict(), "attention_crop": None}))
     )
@@ -102,7 +113,7 @@ def test_what_does_not_define_the_run_may_change(data: Path) -> None:
 
 def _with(data: str, **changes: Any) -> TrainConfig:
     there = Path(data)
-    settings = {"photos": [there / "shop"], "init": there / "shop", "shards": there / "suite"}
+    settings = {"photos": [there / "shop"], "init": there / "start", "shards": there / "suite"}
     return config(**{"out": Path("run"), **settings, **changes})
 
 
@@ -126,6 +137,16 @@ def test_data_that_changed_since_are_refused(
         (data / "there" / file).write_text(text)
     with pytest.raises(InputError, match=f"resume: {field} is .* with data .*, and was "):
         check_recipe(saved, recipe_of(_with("there")))
+
+
+def test_weights_that_changed_since_are_refused(data: Path) -> None:
+    """Of the same name, as all runs' are: in another place, or trained again."""
+    saved = recipe_of(_with("there"))
+    start_checkpoint(data / "other" / "start", b"weights")
+    check_recipe(saved, recipe_of(_with("there", init=data / "other" / "start")))
+    start_checkpoint(data / "other" / "start", b"others")
+    with pytest.raises(InputError, match=r"init is start with weights .*, and was start with w"):
+        check_recipe(saved, recipe_of(_with("there", init=data / "other" / "start")))
 
 
 @pytest.mark.parametrize(

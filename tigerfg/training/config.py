@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -58,6 +59,14 @@ class LossWeights(Checked):
     relation_tau: Positive = 0.1
     map_tau: Positive = 0.1
     crop: NotNegative = 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values. Without L_crop they do not name it: runs and results from before it, which
+        say nothing of it, are of the same weights."""
+        values = dataclasses.asdict(self)
+        if not self.crop:
+            del values["crop"]
+        return values
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tigerfg.errors import InputError
+from tigerfg.model.checkpoint import fingerprint
 from tigerfg.training.config import TrainConfig
 from tigerfg.training.photos import photos_digest
 from tigerfg.training.shards import manifest_digest
@@ -37,14 +38,16 @@ FIELDS = (
 def recipe_of(config: TrainConfig) -> dict[str, Any]:
     """What a run's result depends on, but for precision, as JSON holds it.
 
-    Of directories it is the name, with a digest of the data: a run may be moved together with its
-    data, which must stay what they were.
+    Of directories it is the name, with a digest of the data or of the weights that it starts from:
+    a run may be moved together with them, and they must stay what they were.
 
     Raises:
-        InputError: the data are not there.
+        InputError: the data, or the weights, are not there.
     """
     values = dataclasses.asdict(config)
-    values["model"] = config.model.to_dict()  # as in the states of older runs
+    values |= {"model": config.model.to_dict(), "weights": config.weights.to_dict()}
+    if config.init is not None:
+        values["init"] = f"{_name(config.init)} with weights {fingerprint(config.init)[:12]}"
     values["photos"] = [_held(photos, photos_digest(photos)) for photos in config.photos]
     if config.shards is not None:
         values["shards"] = _held(config.shards, manifest_digest(config.shards))
