@@ -20,6 +20,7 @@ class FakeBundle:
 
     gpu = None
     attention_crop = None
+    least_parity = 1.0
 
     def __init__(self, name: str = "fake", fingerprint: str = "f" * 64) -> None:
         self.name, self.fingerprint = name, fingerprint

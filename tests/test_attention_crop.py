@@ -294,8 +294,18 @@ def test_verify_lets_a_few_windows_move(stored, monkeypatch, moved, cosine, says
         report = searcher.verify(sample=100)
     assert report.compared == 100
     assert report.ok is (says is None)
+    assert report.moved == (moved if report.ok else 0)
     if says:
         assert re.search(says, report.problems[0])
+
+
+@pytest.mark.parametrize(("found", "ok"), [((1.0, 1.0, 0.8), True), ((1.0, 0.8, 0.8), False)])
+def test_of_a_few_one_window_may_move(stored, monkeypatch, found, ok):
+    cosines = dict(zip("abc", found, strict=True))
+    monkeypatch.setattr("tigerfg.verify._cosines", lambda *_: cosines)
+    with stored("shop") as searcher:
+        report = searcher.verify(sample=3)
+    assert (report.ok, report.moved) == (ok, int(ok))
 
 
 def test_verify_sees_vectors_that_were_made_without_the_crop(stored):

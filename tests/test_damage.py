@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import FakeBundle, FakeEngine, picture
 from test_store import create, found, record, store_of, vector
 
 from tigerfg.errors import CatalogError
 from tigerfg.index.collection import Collection
 from tigerfg.index.database import STORE_FILE
 from tigerfg.index.plan import IndexSettings
+from tigerfg.records import Item
+from tigerfg.searcher import Searcher
 
 WIDE = 32  # dimensions of the catalogue whose bytes are changed
 CASES = [
@@ -78,6 +81,19 @@ def test_a_record_changed_into_another_can_be_updated(tmp_path: Path):
         assert found(collection, 2, 4, {"price": 2}) == ["i2"]
         assert collection.delete(["i2"]) == 1
         assert found(collection, 2, 4, {"price": 2}) == []
+
+
+def test_a_damaged_record_costs_an_update_of_others_nothing(tmp_path: Path):
+    path, model = tmp_path / "cat", FakeBundle()
+    with Searcher.create(path, model, engine=FakeEngine()) as searcher:
+        searcher.add(Item(f"i{n}", picture(n), title=f"item {n}") for n in range(1, 4))
+    damage(path, "UPDATE items SET document = substr(document, 2) WHERE id = 2")
+    with Searcher.open(path, model=model, engine=FakeEngine()) as searcher:
+        report = searcher.update({"item_id": f"i{n}", "stock": 9} for n in range(1, 4))
+        assert report.updated == 2
+        (rejected,) = report.rejected
+        assert (rejected.item_id, "record is damaged" in rejected.reason) == ("i2", True)
+        assert searcher.count({"stock": 9}) == 2
 
 
 def test_a_lost_row_is_an_error_of_the_catalogue(tmp_path: Path):

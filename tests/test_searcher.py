@@ -665,6 +665,25 @@ def test_of_one_id_twice_the_first_is_added_and_the_last_upserted(searcher):
     assert searcher.search(picture(4))[0].score == pytest.approx(1.0, abs=1e-3)
 
 
+def test_versions_of_one_item_do_not_pile_up_in_memory(searcher, monkeypatch):
+    """Few of them wait for those before: the source is read on when they are stored."""
+    monkeypatch.setattr("tigerfg.ingest.HELD", 2)
+    stored, ahead = [0], []
+
+    def versions():
+        for number in range(150):
+            ahead.append(number - stored[-1])
+            yield item(1, number)
+
+    def progress(report):
+        stored.append(report.stored)
+
+    report = searcher.upsert(versions(), batch_size=4, progress=progress)
+    assert (report.added, report.replaced) == (1, 149)
+    assert max(ahead) < 60  # 8 that wait, and what is read and decoded ahead
+    assert searcher.search(picture(149))[0].score == pytest.approx(1.0, abs=1e-3)
+
+
 def test_what_was_read_before_the_source_broke_is_kept(searcher):
     def source():
         yield from (item(1), item(2))

@@ -119,6 +119,12 @@ class Bundle:
         towers = self.manifest["towers"]
         return [name for name in towers["query"] if name in towers["item"]]
 
+    @property
+    def least_parity(self) -> float:
+        """The lowest cosine to float32 torch that its parity report tells of any precision and
+        engine; 1 where it tells none."""
+        return min(_cosines(self.manifest.get("parity")), default=1.0)
+
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """The item tower's tokenizer, read on first use; BundleError if the file is damaged."""
@@ -183,6 +189,15 @@ class Bundle:
 def shipped() -> list[str]:
     """Names of the bundles that come with tigerfg."""
     return sorted(folder.parent.name for folder in _SHIPPED.glob(f"*/{MANIFEST_FILE}"))
+
+
+def _cosines(parity: object) -> Iterator[float]:
+    """The lowest cosines in a parity report, of every tower, precision and engine."""
+    for name, value in parity.items() if isinstance(parity, dict) else ():
+        if name == "cosine_min":
+            yield value
+        else:
+            yield from _cosines(value)
 
 
 def _locate(path_or_name: str | os.PathLike) -> Path:

@@ -87,16 +87,18 @@ def is_movable(folder: Path) -> bool:
 def publish(staged: Path, out: Path, old: Path) -> None:
     """Move a folder into place: the new one is there, or still the old one, never half.
 
+    A process that is killed between its two renames leaves nothing at `out`, and both folders where
+    they were to be moved from and to.
+
     Args:
         staged: the finished folder, on the same file system as `out`.
         out: where it goes; what is there goes to `old`, and comes back if the move fails.
     """
-    replaced = out.exists()
-    if replaced:
-        os.rename(out, old)
     try:
+        if out.exists():
+            os.rename(out, old)
         os.rename(staged, out)
     except BaseException:  # Ctrl-C too: the temporary folder, and the old one in it, goes
-        if replaced:
+        if old.exists() and not out.exists():
             os.rename(old, out)
         raise

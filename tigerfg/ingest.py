@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from tigerfg.download import Fetcher, is_address
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tigerfg.index.milvus import MilvusCollection
 
 Entry = Item | Mapping[str, Any] | Rejected
+
+HELD = 16  # batches of entries that may wait, pictures and all, for others of their items
 
 
 def _address(entry: Entry | Prepared) -> str | None:
@@ -66,7 +68,8 @@ def ingest(
     batch_size = whole_number(batch_size, "batch_size")
     with IngestRun(collection.folder, progress, given.total) as run, Fetcher(limits) as fetcher:
         way = _Way(run, encoder, collection, replace, batch_size)
-        entries: Iterable[Entry | Prepared] = run.clock.pulling("read", given)
+        source = iter(run.clock.pulling("read", given))
+        entries: Iterable[Entry | Prepared] = way.until_many_wait(source)
         while True:
             if not refetch:
                 entries = way.recognised(entries)
@@ -74,7 +77,7 @@ def ingest(
             way.store(encoder.ahead(way.prepare, fetched, batch_size))
             if not way.held:
                 break
-            entries = way.take_held()
+            entries = chain(way.take_held(), way.until_many_wait(source))
         given.raise_failure()
         return run.report()
 
@@ -95,6 +98,14 @@ class _Way:
         self.in_flight: set[str] = set()  # ids on their way to the store
         self.held: list[Prepared] = []  # of such an id: decided when the first is stored or refused
         self.held_ids: set[str] = set()
+
+    def until_many_wait(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        """The entries until so many wait that this round ends: then these come first."""
+        while len(self.held) < HELD * self.batch_size:
+            try:
+                yield next(entries)
+            except StopIteration:
+                return
 
     def take_held(self) -> list[Item | Prepared]:
         """The entries that waited, in their order; those without their picture to begin again."""

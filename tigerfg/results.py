@@ -120,6 +120,8 @@ class VerifyReport:
     Attributes:
         items: stored items. compared: of the sample, how many were encoded again.
         least_cosine: lowest cosine of a stored vector with the new one; None if none was compared.
+        moved: how many lie as far apart as another window of the attention crop explains, and are
+            so few that it may.
         skipped: why others of the sample could not be compared, reason -> count.
         problems: one line each; empty when all is well.
         seconds: the whole took.
@@ -128,6 +130,7 @@ class VerifyReport:
     items: int
     compared: int
     least_cosine: float | None
+    moved: int
     skipped: dict[str, int]
     problems: list[str]
     seconds: float

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tigerfg.errors import InputError
-from tigerfg.index.stored import checked_id
+from tigerfg.index.stored import checked_id, parse_document
 from tigerfg.ingest_run import Given, IngestRun, OnProgress
 from tigerfg.prepare import content_hash, document_of, stored_path
 from tigerfg.records import Item, Rejected, is_empty
@@ -55,7 +55,10 @@ def _update(
         try:
             if item_id not in stored:
                 raise InputError(f"item_id {item_id!r} is not in the catalogue: upsert it whole")
-            changed = _changed(json.loads(documents[item_id]), change, known[item_id].content_hash)
+            before = parse_document(documents[item_id])
+            if before is None:
+                raise InputError(f"item_id {item_id!r}: its record is damaged: upsert it whole")
+            changed = _changed(before, change, known[item_id].content_hash)
             if wrong := collection.objection(changed):
                 raise InputError(wrong)
         except InputError as error:

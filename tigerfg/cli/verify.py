@@ -37,6 +37,8 @@ def command(
     told += "no problem" if report.ok else plural(len(report.problems), "problem")
     if report.least_cosine is not None:
         told += f"; {report.compared} encoded again, least cosine {report.least_cosine:.4f}"
+    if report.moved:
+        told += f"; {report.moved} may have another attention crop in this precision"
     told += "".join(f"; {count} not compared: {why}" for why, count in report.skipped.items())
     typer.echo(f"{told}; {report.seconds:.1f} s")
     if not report.ok:

@@ -1,7 +1,9 @@
-"""The attention crop while training: items embedded as they are served, by both towers.
+"""The attention crop while training: items embedded by both towers, nearly as they are served.
 
 See `tigerfg.attention_crop`. The query tower meets the windows that the map really chooses, with
-parts of other products in them, and the item tower learns what the crop does not tell.
+parts of other products in them, and the item tower learns what the crop does not tell. What differs
+from serving is how a window is resized (`crop_boxes`): where it shrinks by half, the query tower's
+cosine between both is some .995 (`lite`, photos).
 """
 
 from __future__ import annotations
