@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 
@@ -56,3 +57,24 @@ def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path):
     with pytest.raises(FileNotFoundError):
         publish(tmp_path / "gone", out, tmp_path / "away")
     assert [path.name for path in out.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("interrupted", [1, 2])
+def test_ctrl_c_in_between_leaves_one_of_the_folders(tmp_path, monkeypatch, interrupted):
+    """Just after the first rename, or the second."""
+    staged, out = tmp_path / "new", tmp_path / "out"
+    for folder in (staged, out):
+        folder.mkdir()
+        (folder / folder.name).touch()
+    rename, calls = os.rename, []
+
+    def renamed(source, target):
+        rename(source, target)
+        calls.append(target)
+        if len(calls) == interrupted:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", renamed)
+    with pytest.raises(KeyboardInterrupt):
+        publish(staged, out, tmp_path / "away")
+    assert [path.name for path in out.iterdir()] == [["out"], ["new"]][interrupted - 1]

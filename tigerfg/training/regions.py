@@ -60,8 +60,8 @@ def item_regions(boxes: Tensor, config: ModelConfig) -> Tensor:
 def crop_boxes(pixels: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Cut boxes out of normalised pictures, letterboxed at the top left like serving does.
 
-    Between pixels it is bilinear, without the antialiasing of serving, which is as good down to half
-    of a box's size.
+    Between pixels it is bilinear, without the antialiasing of serving: much the same where a box
+    shrinks by no more than half.
 
     Args:
         pixels: (B, 3, S, S) normalised. boxes: (B, 4) in pixels, inside the picture; one without
