@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import numpy as np
 
 from tigerfg.errors import InputError
-from tigerfg.settings import Checked, Limit, build
+from tigerfg.settings import Checked, Limit, build_at
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,10 +58,7 @@ class AttentionCrop(Checked):
             raise InputError(
                 f"attention_crop: {values!r} is no object; give one with threshold and weight"
             )
-        try:
-            return build(cls, values)
-        except InputError as error:
-            raise InputError(f"attention_crop.{error}") from error
+        return build_at("attention_crop", cls, values)
 
     def __str__(self) -> str:
         return f"threshold {self.threshold:g}, weight {self.weight:g}"

@@ -96,6 +96,14 @@ def build(kind: type[Settings], values: dict[str, Any]) -> Settings:
     return kind(**values)
 
 
+def build_at(field: str, kind: type[Settings], values: dict[str, Any]) -> Settings:
+    """As `build`, of settings that are a field of others: errors name their place in these."""
+    try:
+        return build(kind, values)
+    except InputError as error:
+        raise InputError(f"{field}.{error}") from error
+
+
 @lru_cache
 def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
@@ -112,10 +120,7 @@ def _checked(value: Any, hint: Any, field: str) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        try:
-            return build(hint, value)
-        except InputError as error:
-            raise InputError(f"{field}.{error}") from error
+        return build_at(field, hint, value)
     if origin is tuple and isinstance(value, (list, tuple)):
         kinds = args[:1] * len(value) if args[-1] is ... else args
         if len(kinds) == len(value):
