@@ -7,6 +7,7 @@ import copy
 import os
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +18,13 @@ from pathlib import Path
 import pytest
 from fakes import FakeBundle, FakeEngine
 from test_interrupted import make
-from test_store import found, record
+from test_store import found, record, store_of
 
 from tigerfg import Searcher
 from tigerfg.engines import openvino
 from tigerfg.errors import CatalogError, EngineError
-from tigerfg.index import keeper
+from tigerfg.index import keeper, store, store_reader
+from tigerfg.index.collection import Collection
 
 
 @pytest.mark.parametrize("index", ["flat", "IVF2,SQfp16"])
@@ -51,6 +53,33 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     threads = os.environ | {"OMP_NUM_THREADS": "2"}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=threads)
+
+
+@pytest.mark.parametrize("index", ["flat", "IVF2,SQfp16"])
+def test_an_index_behind_the_log_of_removals_catches_up(tmp_path: Path, monkeypatch, index) -> None:
+    """That of a reader, and a file of it: the log holds the last few only."""
+    for module in (store, store_reader):
+        monkeypatch.setattr(module, "LOGGED", 5)
+    path = tmp_path / "cat"
+    with contextlib.closing(make(path, index)) as collection:
+        collection.put([record(n) for n in range(100)])
+        collection.delete(["i99"])
+        collection.optimize()
+        shutil.copytree(path, tmp_path / "saved")
+        with contextlib.closing(Collection.open(path, read_only=True)) as reader:
+            assert found(reader, 7) == ["i7"]
+            for n in range(20):
+                collection.delete([f"i{n}"])
+                collection.put([record(100 + n)])
+            (logged,) = store_of(collection)._db.execute("SELECT count(*) FROM removals").fetchone()
+            assert logged <= 5
+            wanted = {f"i{n}" for n in range(20, 120)} - {"i99"}
+            assert set(found(reader, 7, 200)) == wanted
+            assert [found(reader, n) for n in (50, 110)] == [["i50"], ["i110"]]
+    for file in (tmp_path / "saved").glob("*.index"):
+        shutil.copy(file, path)
+    with contextlib.closing(Collection.open(path)) as collection:
+        assert set(found(collection, 7, 200)) == wanted
 
 
 @pytest.mark.parametrize("move", [pickle.dumps, copy.copy, copy.deepcopy])

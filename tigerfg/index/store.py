@@ -3,7 +3,8 @@
 Every write is one transaction, acknowledged when its commit has reached the disk. Writes are
 numbered: a stored item's internal id is the number of the write that stored it, and each removal is
 logged under a number of its own, so that whatever derives from the store (the vector index) catches
-up from the last number it has seen. Internal ids are never used twice.
+up from the last number it has seen; the log reaches back `LOGGED` writes. Internal ids are never
+used twice.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from tigerfg.index.database import (
 )
 from tigerfg.index.filters import field_rows
 from tigerfg.index.plan import IndexSettings
-from tigerfg.index.store_reader import QUERIES, StoreReader
+from tigerfg.index.store_reader import LOGGED, QUERIES, StoreReader
 from tigerfg.index.stored import Record, in_chunks
 from tigerfg.index.where import Group
 
@@ -242,6 +243,8 @@ class Store(StoreReader):
             "INSERT INTO removals VALUES (?, ?)",
             ((number, removed) for number, (removed,) in enumerate(ids, first)),
         )
+        oldest = self.number - LOGGED
+        self._db.execute("DELETE FROM removals WHERE number <= ?", (oldest,))
         return len(ids)
 
     def _fields(self, number: int, document: str) -> list[tuple[str, Any, int]]:

@@ -18,6 +18,7 @@ from tigerfg.index.stored import CHUNK, Known, Row, Sampled, checked_id, in_chun
 from tigerfg.index.where import Group, Scalar
 
 QUERIES = "queries"  # table of sample queries
+LOGGED = 1_000_000  # write numbers whose removals are logged; so many rows take 20 MB
 
 
 class StoreReader:
@@ -104,9 +105,18 @@ class StoreReader:
             return np.sort(self._numbers("SELECT id FROM items"))  # unordered: from an index alone
 
     def removed_since(self, number: int) -> np.ndarray:
-        """Internal ids int64 that were removed after a write number."""
+        """Internal ids int64, at most `number`, that were removed after that write number.
+
+        Further back than the log of removals reaches, those removed before are among them.
+        """
+        if self.number - number > LOGGED:
+            gone = np.ones(number + 1, bool)
+            there = self.ids()
+            gone[there[there <= number]] = False
+            return np.flatnonzero(gone)
         with self._reading("read removals"):
-            return self._numbers("SELECT id FROM removals WHERE number > ?", [number])
+            sql = "SELECT id FROM removals WHERE number > ? AND id <= ?"
+            return self._numbers(sql, [number, number])
 
     def vectors_since(
         self, number: int, chunk: int = 16_384
