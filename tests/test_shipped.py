@@ -14,7 +14,7 @@ from tigerfg.encoder import Encoder
 from tigerfg.engines import open_engine
 
 SHIPPED = sorted(file.parent.name for file in _SHIPPED.glob(f"*/{MANIFEST_FILE}"))
-LEAST = {"lite": (0.63, 0.76), "tiny": (0.62, 0.74)}  # item tower's Recall@1, pointing accuracy
+LEAST = {"lite": (0.68, 0.77), "tiny": (0.62, 0.74)}  # Recall@1, pointing accuracy
 PRODUCTS, SEED = 200, 77_001  # a seed that no model was trained on
 
 
@@ -43,16 +43,9 @@ def test_every_file_is_what_the_manifest_says(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_text_finds_the_product_in_a_cluttered_picture(rendered, name):
-    """Of 200 products; the bounds are three standard errors below .73, .84 and .71, .82."""
-    bundle, tower = Bundle.open(name), Bundle.open(name)
-    tower.attention_crop = None
-    engine = open_engine(bundle, "onnx", "fp32", 2)
-    with closing(Encoder(tower, engine)) as encoder:
+    """Of 200 products; the bounds are three standard errors below .77, .85 and .71, .82."""
+    with closing(Encoder(Bundle.open(name), open_engine(name, "onnx", "fp32", 2))) as encoder:
         item, whole = evaluate_rows(rendered / "cluttered", encoder, [Row(), Row("global")])
-    if bundle.attention_crop:
-        with closing(Encoder(bundle, engine)) as encoder:
-            (served,) = evaluate_rows(rendered / "cluttered", encoder, [Row()])
-        assert served.overall.recall[1] > item.overall.recall[1]
     assert item.overall.recall[1] > LEAST[name][0]
     assert item.overall.recall[1] > whole.overall.recall[1] + 0.25  # the picture without its text
     assert item.grounding.pointing > LEAST[name][1] > 3 * item.grounding.chance
