@@ -105,7 +105,7 @@ def array_store(count: int) -> Any:
         number=count,
         meta=SimpleNamespace(embedding_dim=DIM),
         ids=lambda: np.arange(1, count + 1),
-        removed_since=lambda number: np.zeros(0, np.int64),
+        removed_since=lambda *_: np.zeros(0, np.int64),
         vectors_since=lambda number: iter(()),
     )
 

@@ -308,6 +308,29 @@ def test_of_a_few_one_window_may_move(stored, monkeypatch, found, ok):
     assert (report.ok, report.moved) == (ok, int(ok))
 
 
+@pytest.mark.parametrize(
+    ("least_parity", "cosine", "ok"),
+    [(1.0, 0.985, False), (0.9955, 0.985, True), (0.9955, 0.98, False), (0.93, 0.74, True)],
+)
+@pytest.mark.parametrize("twice", [True, False])
+def test_verify_lets_coarse_precisions_differ(stored, monkeypatch, least_parity, cosine, ok, twice):
+    """As far as two of them may: 1 - .985 is 2.6 times .0045, at most it is four times."""
+    monkeypatch.setattr(FakeBundle, "least_parity", least_parity)
+    monkeypatch.setattr("tigerfg.verify._cosines", lambda *_: dict.fromkeys("abcd", cosine))
+    with stored("shop", twice=twice) as searcher:
+        assert searcher.verify(sample=4).ok is ok
+
+
+def test_the_least_parity_is_that_of_the_report():
+    parity = {
+        "data": "x",
+        "item": {"int8": {"cosine_min": 0.99, "batches": {"3": {"cosine_min": 1}}}},
+    }
+    bundle = Bundle(Path("x"), {"parity": {"query": {}, **parity}}, None)
+    assert bundle.least_parity == 0.99
+    assert Bundle(Path("x"), {}, None).least_parity == 1.0
+
+
 def test_verify_sees_vectors_that_were_made_without_the_crop(stored):
     with stored("shop", twice=False) as searcher:
         (problem,) = searcher.verify(sample=100).problems

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,15 @@ def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path):
     with pytest.raises(FileNotFoundError):
         publish(tmp_path / "gone", out, tmp_path / "away")
     assert [path.name for path in out.iterdir()] == ["old"]
+
+
+def test_a_link_to_a_folder_is_put_back(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    (tmp_path / "temp").mkdir()
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path / "gone", tmp_path / "out", tmp_path / "temp" / "old")
+    assert (tmp_path / "out").readlink() == Path("disk")
 
 
 @pytest.mark.parametrize("interrupted", [1, 2])

@@ -667,7 +667,8 @@ def test_of_one_id_twice_the_first_is_added_and_the_last_upserted(searcher):
 
 def test_versions_of_one_item_do_not_pile_up_in_memory(searcher, monkeypatch):
     """Few of them wait for those before: the source is read on when they are stored."""
-    monkeypatch.setattr("tigerfg.ingest.HELD", 2)
+    monkeypatch.setattr("tigerfg.ingest.HELD", 8)
+    monkeypatch.setattr("tigerfg.ingest.HELD_BATCHES", 2)
     stored, ahead = [0], []
 
     def versions():

@@ -99,6 +99,6 @@ def publish(staged: Path, out: Path, old: Path) -> None:
             os.rename(out, old)
         os.rename(staged, out)
     except BaseException:  # Ctrl-C too: the temporary folder, and the old one in it, goes
-        if old.exists() and not out.exists():
+        if os.path.lexists(old) and not os.path.lexists(out):
             os.rename(old, out)
         raise

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 Entry = Item | Mapping[str, Any] | Rejected
 
-HELD = 16  # batches of entries that may wait, pictures and all, for others of their items
+# entries, or batches of them, that may wait, pictures and all, for others of their items
+HELD, HELD_BATCHES = 512, 16
 
 
 def _address(entry: Entry | Prepared) -> str | None:
@@ -101,7 +102,7 @@ class _Way:
 
     def until_many_wait(self, entries: Iterator[Entry]) -> Iterator[Entry]:
         """The entries until so many wait that this round ends: then these come first."""
-        while len(self.held) < HELD * self.batch_size:
+        while len(self.held) < max(HELD, HELD_BATCHES * self.batch_size):
             try:
                 yield next(entries)
             except StopIteration:

@@ -63,7 +63,7 @@ def verify(
         limit = _limit(encoder.bundle.least_parity)
         between = sum(LEAST_OF_MOVED <= cosine < limit for cosine in cosines.values())
         if encoder.bundle.attention_crop and between <= math.ceil(MOVED_WINDOWS * len(cosines)):
-            limit, moved = LEAST_OF_MOVED, between
+            limit, moved = min(limit, LEAST_OF_MOVED), between
     far = sorted((cosine, item_id) for item_id, cosine in cosines.items() if cosine < limit)
     if far:
         named = ", ".join(f"{item_id!r} ({cosine:.3f})" for cosine, item_id in far[:SHOWN])

@@ -139,6 +139,20 @@ def test_data_that_changed_since_are_refused(
         check_recipe(saved, recipe_of(_with("there")))
 
 
+def test_a_run_that_noted_only_the_name_of_its_start_is_resumed(data: Path) -> None:
+    saved = {**recipe_of(_with("there")), "init": "start"}
+    check_recipe(saved, recipe_of(_with("there")))
+    start_checkpoint(data / "there" / "another", b"weights")
+    with pytest.raises(InputError, match=r"init is another with weights .*, and was start when"):
+        check_recipe(saved, recipe_of(_with("there", init=data / "there" / "another")))
+
+
+def test_a_start_without_weights_is_named(data: Path) -> None:
+    (data / "there" / "start" / WEIGHTS).unlink()
+    with pytest.raises(InputError, match=rf"start/{WEIGHTS} cannot be read \(No such file"):
+        recipe_of(_with("there"))
+
+
 def test_weights_that_changed_since_are_refused(data: Path) -> None:
     """Of the same name, as all runs' are: in another place, or trained again."""
     saved = recipe_of(_with("there"))

@@ -50,7 +50,7 @@ class FlatIndex:
         number = self._store.number
         if number == self._number:
             return
-        removed = self._store.removed_since(self._number)
+        removed = self._store.removed_since(self._number, self._ids)
         if len(self) and len(removed):
             self._index.remove_ids(removed)
         for ids, vectors in self._store.vectors_since(self._number):
@@ -94,6 +94,9 @@ class FlatIndex:
     def sweep(self) -> None:
         """Remove vectors files: of an index before this one, or of a build that died."""
         remove_vectors(self._store.path)
+
+    def _ids(self) -> np.ndarray:
+        return self._faiss.vector_to_array(self._index.id_map)
 
     def _empty(self) -> Any:
         return self._faiss.IndexIDMap(self._faiss.IndexFlatIP(self._store.meta.embedding_dim))

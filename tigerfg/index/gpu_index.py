@@ -123,7 +123,7 @@ class GpuIndex:
             return
         if self._own_rows:
             self._rows.sync()
-        removed = self._store.removed_since(self._number)
+        removed = self._store.removed_since(self._number, self._ids)
         removed = removed[removed < len(self._live)]
         removed = removed[self._live[removed]]
         self._live[removed] = False
@@ -168,6 +168,9 @@ class GpuIndex:
         if len(short):
             scores[short], ids[short] = self._cpu.search(queries[short], k, allowed)
         return scores, ids
+
+    def _ids(self) -> np.ndarray:
+        return np.flatnonzero(self._live)
 
     def _fill(self, ids: np.ndarray, sample: np.ndarray) -> bool:
         """Make the parts; returns whether they hold float16 vectors."""

@@ -118,7 +118,7 @@ class IvfIndex:
         number = self._store.number
         if number == self._number:
             return
-        removed = self._store.removed_since(self._number)
+        removed = self._store.removed_since(self._number, self._ids)
         removed = removed[removed < len(self._live)]
         removed = removed[self._live[removed]]
         self._live[removed] = False
@@ -133,6 +133,9 @@ class IvfIndex:
             self._mark(ids, self._ivf.quantizer.assign(inner, 1)[:, 0])
             self._number = int(ids[-1])
         self._number = number
+
+    def _ids(self) -> np.ndarray:
+        return np.flatnonzero(self._live)
 
     def search(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +104,15 @@ class StoreReader:
         with self._reading("read items"):
             return np.sort(self._numbers("SELECT id FROM items"))  # unordered: from an index alone
 
-    def removed_since(self, number: int) -> np.ndarray:
+    def removed_since(self, number: int, held: Callable[[], np.ndarray]) -> np.ndarray:
         """Internal ids int64, at most `number`, that were removed after that write number.
 
-        Further back than the log of removals reaches, those removed before are among them.
+        Args:
+            held: gives the ids (N,) that whoever asks has, each once; called where the log of
+                removals does not reach back so far, and they are compared with those stored.
         """
         if self.number - number > LOGGED:
-            gone = np.ones(number + 1, bool)
-            there = self.ids()
-            gone[there[there <= number]] = False
-            return np.flatnonzero(gone)
+            return np.setdiff1d(held(), self.ids(), assume_unique=True)
         with self._reading("read removals"):
             sql = "SELECT id FROM removals WHERE number > ? AND id <= ?"
             return self._numbers(sql, [number, number])

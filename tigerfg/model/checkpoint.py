@@ -149,11 +149,20 @@ def fingerprint(source: str | Path) -> str:
     """SHA-256 over config, weights and tokenizer: two checkpoints agree if they embed alike.
 
     Of a bundle it is that of the checkpoint it was made of.
+
+    Raises:
+        InputError: a file of the checkpoint is missing or cannot be read.
     """
     directory = find_checkpoint(source)
     if (bundle := _bundle(directory)) is not None:
         return bundle.fingerprint
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
-        digest.update(hashlib.sha256((directory / name).read_bytes()).digest())
+    try:
+        for name in (CONFIG, WEIGHTS, TOKENIZER):
+            digest.update(hashlib.sha256((directory / name).read_bytes()).digest())
+    except OSError as error:
+        raise InputError(
+            f"checkpoint: {error.filename} cannot be read ({error.strerror}); give a checkpoint "
+            "directory"
+        ) from error
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from tigerfg.training.config import TrainConfig
 from tigerfg.training.photos import photos_digest
 from tigerfg.training.shards import manifest_digest
 
+_WITH = " with weights "  # between what a run starts from and its fingerprint
 FIELDS = (
     "model",
     "stages",
@@ -47,7 +48,7 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     values |= {"model": config.model.to_dict(), "weights": config.weights.to_dict()}
     if config.init is not None:
-        values["init"] = f"{_name(config.init)} with weights {fingerprint(config.init)[:12]}"
+        values["init"] = f"{_name(config.init)}{_WITH}{fingerprint(config.init)[:12]}"
     values["photos"] = [_held(photos, photos_digest(photos)) for photos in config.photos]
     if config.shards is not None:
         values["shards"] = _held(config.shards, manifest_digest(config.shards))
@@ -61,6 +62,8 @@ def check_recipe(saved: dict[str, Any], asked: dict[str, Any]) -> None:
         InputError: they differ; it names the first field that does.
     """
     before, now = _flat("", saved), _flat("", asked)
+    if before.get("init") == str(now.get("init")).split(_WITH)[0]:  # of a run that noted no more
+        now["init"] = before["init"]
     for field in sorted(before | now):
         was, given = before.get(field, "absent"), now.get(field, "absent")
         if was != given:
