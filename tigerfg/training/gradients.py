@@ -5,8 +5,9 @@ the whole batch at once, but not the towers' activations. So the embeddings are 
 losses' gradient stops there, and every row's share is taken through the towers afterwards, by a
 second forward pass if the first one did not keep its activations. Nothing random happens inside the
 towers (no dropout), so both passes are the same on a CPU; on a GPU the first one, which needs no
-gradient, runs the fused kernels, and differs by their rounding (so that L_crop, of one item in a
-hundred, may see another window in the second). Ranks of a distributed run fit in between: what is gathered are embeddings, and every rank goes on with the gradient of its own rows.
+gradient, runs the fused kernels, and differs by their rounding (so that L_crop may see another
+window in the second, of one item in a hundred). Ranks of a distributed run fit in between: what is
+gathered are embeddings, and every rank goes on with the gradient of its own rows.
 """
 
 from __future__ import annotations
