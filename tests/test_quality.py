@@ -30,13 +30,17 @@ def readme() -> dict[str, list[str]]:
     return {first.strip("`"): cells for first, *cells in rows}
 
 
-def recall(model: dict[str, Any], data: str, mode: str) -> str:
+def measured_row(model: dict[str, Any], data: str, mode: str) -> dict[str, Any]:
     (row,) = (r for r in model["rows"] if (r["data"], r["mode"]) == (data, mode))
-    return f"{row['recall']['1']:.1f}"
+    return row
+
+
+def recall(model: dict[str, Any], data: str, mode: str) -> str:
+    return f"{measured_row(model, data, mode)['recall']['1']:.1f}"
 
 
 def pointing(model: dict[str, Any], data: str) -> str:
-    (row,) = (r for r in model["rows"] if (r["data"], r["mode"]) == (data, "item"))
+    row = measured_row(model, data, "item")
     return f"{row['pointing']:.0f} ({row['chance']:.0f})"
 
 
@@ -50,7 +54,7 @@ def test_the_shipped_model_was_measured(measured, name):
 @pytest.mark.parametrize(("name", "title"), [("grocery", "grocery test"), ("luma", "luma (all)")])
 def test_photos(measured, readme, name, title, layout):
     data, lite = f"{name}/{layout}", measured["lite"]
-    (row,) = (r for r in lite["rows"] if (r["data"], r["mode"]) == (data, "item"))
+    row = measured_row(lite, data, "item")
     told = readme[f"{title}, {layout}"]
     assert told[:2] == [str(row["items"]), f"{row['queries']:,}"]
     assert told[2:6] == [recall(lite, data, mode) for mode in MODES]

@@ -69,7 +69,7 @@ def ingest(
     batch_size = whole_number(batch_size, "batch_size")
     with IngestRun(collection.folder, progress, given.total) as run, Fetcher(limits) as fetcher:
         way = _Way(run, encoder, collection, replace, batch_size)
-        source = iter(run.clock.pulling("read", given))
+        source = run.clock.pulling("read", given)
         entries: Iterable[Entry | Prepared] = way.until_many_wait(source)
         while True:
             if not refetch:

@@ -225,7 +225,7 @@ class IvfIndex:
             nprobe = min(MOST * nprobe, self.lists)
         scores, ids = refined(self.rows, queries, ids, k)
         if nprobe == self.lists:
-            self._fill(queries, scores, ids, np.flatnonzero(self._live))
+            self._fill(queries, scores, ids, self._ids())
         return scores, ids
 
     def _behind_filter(

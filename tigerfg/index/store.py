@@ -243,8 +243,8 @@ class Store(StoreReader):
             "INSERT INTO removals VALUES (?, ?)",
             ((number, removed) for number, (removed,) in enumerate(ids, first)),
         )
-        oldest = self.number - LOGGED
-        self._db.execute("DELETE FROM removals WHERE number <= ?", (oldest,))
+        reach = first + len(ids) - 1 - LOGGED
+        self._db.execute("DELETE FROM removals WHERE number <= ?", (reach,))
         return len(ids)
 
     def _fields(self, number: int, document: str) -> list[tuple[str, Any, int]]:

@@ -13,7 +13,6 @@ from tigerfg.training.config import TrainConfig
 from tigerfg.training.photos import photos_digest
 from tigerfg.training.shards import manifest_digest
 
-_WITH = " with weights "  # between what a run starts from and its fingerprint
 FIELDS = (
     "model",
     "stages",
@@ -48,10 +47,10 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     values |= {"model": config.model.to_dict(), "weights": config.weights.to_dict()}
     if config.init is not None:
-        values["init"] = f"{_name(config.init)}{_WITH}{fingerprint(config.init)[:12]}"
-    values["photos"] = [_held(photos, photos_digest(photos)) for photos in config.photos]
+        values["init"] = _held(config.init, "weights", fingerprint(config.init)[:12])
+    values["photos"] = [_held(photos, "data", photos_digest(photos)) for photos in config.photos]
     if config.shards is not None:
-        values["shards"] = _held(config.shards, manifest_digest(config.shards))
+        values["shards"] = _held(config.shards, "data", manifest_digest(config.shards))
     return json.loads(json.dumps({name: values[name] for name in FIELDS}, default=_name))
 
 
@@ -62,8 +61,8 @@ def check_recipe(saved: dict[str, Any], asked: dict[str, Any]) -> None:
         InputError: they differ; it names the first field that does.
     """
     before, now = _flat("", saved), _flat("", asked)
-    if before.get("init") == str(now.get("init")).split(_WITH)[0]:  # of a run that noted no more
-        now["init"] = before["init"]
+    if str(now.get("init")).startswith(f"{before.get('init')} with weights "):
+        now["init"] = before["init"]  # of a run that noted the name alone
     for field in sorted(before | now):
         was, given = before.get(field, "absent"), now.get(field, "absent")
         if was != given:
@@ -73,8 +72,8 @@ def check_recipe(saved: dict[str, Any], asked: dict[str, Any]) -> None:
             )
 
 
-def _held(path: Path, digest: str) -> str:
-    return f"{_name(path)} with data {digest}"
+def _held(path: Path, what: str, digest: str) -> str:
+    return f"{_name(path)} with {what} {digest}"
 
 
 def _name(path: Path) -> str:
