@@ -10,11 +10,13 @@ see its copyright file. OUT gets objects.json and six WebP pictures a model.
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
 import re
+import subprocess
 import sys
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,13 @@ def draw(entry: dict[str, str], out: Path) -> str | None:
         )
     window.Finalize()
     return None
+
+
+def drawn(entry: dict[str, str], out: Path) -> str:
+    """`draw` in a process of its own, as VTK keeps textures, and crashes on some models."""
+    command = [sys.executable, __file__, "--one", json.dumps(entry), str(out)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else f"ended by {done.returncode}"
 
 
 def _scene(file: Path) -> tuple[Any, Any]:
@@ -163,18 +172,20 @@ def _pixels(window: Any) -> np.ndarray:
 
 def main(libraries: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    vtk.vtkObject.GlobalWarningDisplayOff()
     found = (libraries / f"{name}.sh3f" for name in LIBRARIES)
     entries = [entry for archive in found for entry in read_library(archive, out / "models")]
-    # new processes now and then: the library keeps textures
-    with multiprocessing.Pool(maxtasksperchild=25) as pool:
-        for failed in pool.imap(partial(draw, out=out), entries):
-            if failed is not None:
-                print(failed)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for entry, failed in zip(entries, pool.map(partial(drawn, out=out), entries), strict=True):
+            if failed:
+                print(f"{entry['id']}: {failed}")
     told = ("id", "name", "category", "tags")
     records = [{name: entry[name] for name in told} for entry in entries]
     (out / "objects.json").write_text(json.dumps(records))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    vtk.vtkObject.GlobalWarningDisplayOff()
+    if sys.argv[1] == "--one":
+        print(draw(json.loads(sys.argv[2]), Path(sys.argv[3])) or "")
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))

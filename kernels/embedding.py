@@ -51,7 +51,7 @@ def grounded_embedding_reference(
     if pool_query is None:
         pooled = masked_mean_reference(v, patch_mask)
     else:
-        pooled = attention_pool_reference(v, pool_query, patch_mask)
+        pooled = attention_pool_reference(v, pool_query, patch_mask, key_norm_eps=key_norm_eps)
     g = project_values_reference(p, weights.w_v, weights.w_o, heads)
     u = g + weights.gate_pool * pooled + weights.gate_text * text
     z = embedding_head_reference(
@@ -213,12 +213,13 @@ def grounded_embedding(
     Args:
         x: absorbed queries, softmax scale included, (B, H·M, D), head by head.
         v: patch features, (B, N, D), float16, bfloat16 or float32; a slice is read in place.
-        patch_mask: (B, N) bool, True where the patch shows the picture.
+        patch_mask: (B, N) bool, True where the patch shows the picture. Masked patches must be
+            finite.
         text: pooled text, (B, D).
         weights: of the projections, gates and norm; all tensors in v's dtype.
         heads: H.
         pool_query: (D,), attention pooling of the whole picture; None for the mean of its patches.
-        key_norm_eps: epsilon of the key LayerNorm, None for raw keys.
+        key_norm_eps: epsilon of the key LayerNorm, of the pool's query as well; None for raw keys.
         norm_eps: epsilon of the last LayerNorm.
 
     Returns:

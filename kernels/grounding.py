@@ -37,18 +37,19 @@ def grounding_reference(
         key_norm_eps: epsilon of the key LayerNorm, None for raw keys.
 
     Returns:
-        p (B, Q, D): pooled patch features; a (B, Q, N): the maps. Both are zero for an item
-        that has no valid patch.
+        p (B, Q, D): pooled patch features; a (B, Q, N): the maps, float32 at least. Both are zero for
+        an item that has no valid patch.
     """
     keys = v if key_norm_eps is None else torch.layer_norm(v, v.shape[-1:], eps=key_norm_eps)
-    logits = x @ keys.transpose(1, 2)  # [B, Q, N]
+    wide = torch.promote_types(v.dtype, torch.float32)  # float16 ends at 65,504
+    logits = x.to(wide) @ keys.to(wide).transpose(1, 2)  # [B, Q, N]
     if patch_mask is None:
         maps = logits.softmax(dim=-1)
     else:
         mask = patch_mask[:, None, :]
         lowest = torch.finfo(logits.dtype).min
         maps = logits.masked_fill(~mask, lowest).softmax(dim=-1) * mask.to(logits.dtype)
-    return maps @ v, maps
+    return maps.to(v.dtype) @ v, maps
 
 
 def grounding_triton(
@@ -142,7 +143,6 @@ def grounding_plain(
     x: Tensor, v: Tensor, patch_mask: Tensor | None, key_norm_eps: float | None, per_query: bool
 ) -> tuple[Tensor, Tensor]:
     p, maps = grounding_reference(x, v, patch_mask, key_norm_eps=key_norm_eps)
-    maps = maps.to(torch.promote_types(v.dtype, torch.float32))
     return p, maps if per_query else maps.mean(dim=1)
 
 

@@ -50,7 +50,7 @@ def masked_mean_reference(v: Tensor, patch_mask: Tensor | None = None) -> Tensor
 
 
 def attention_pool_reference(
-    v: Tensor, query: Tensor, weights: Tensor | None = None, *, key_norm_eps: float = 1e-6
+    v: Tensor, query: Tensor, weights: Tensor | None = None, *, key_norm_eps: float | None = 1e-6
 ) -> Tensor:
     """Attention by one learnt query: p = Σ_n a_n v_n, a_n ∝ w_n exp(query · LN(v_n)), Σ a_n = 1.
 
@@ -58,15 +58,17 @@ def attention_pool_reference(
         v: patch features (B, N, D), keys and values at once; the keys' LayerNorm is not affine.
         query: (D,), softmax scale included.
         weights: (B, N), a bool mask of the valid patches or a soft region >= 0; None means all.
-        key_norm_eps: epsilon of that LayerNorm.
+            Patches of weight 0 must be finite.
+        key_norm_eps: epsilon of that LayerNorm, None for raw keys.
 
     Returns:
         (B, D); zeros for an item whose weights are all zero.
     """
-    logits = F.layer_norm(v, v.shape[-1:], eps=key_norm_eps) @ query  # [B, N]
+    keys = v if key_norm_eps is None else F.layer_norm(v, v.shape[-1:], eps=key_norm_eps)
+    logits = keys @ query  # [B, N]
     if weights is None:
         return (logits.softmax(dim=-1)[:, None, :] @ v)[:, 0]
-    lowest = torch.finfo(v.dtype).min
+    lowest = torch.finfo(logits.dtype).min  # under autocast another dtype than v's
     maps = logits.masked_fill(weights <= 0, lowest).softmax(dim=-1) * weights.to(v.dtype)
     total = maps.sum(dim=1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
     return ((maps / total)[:, None, :] @ v)[:, 0]
@@ -282,7 +284,8 @@ def pooled_embedding(
     Args:
         v: patch features (B, N, D), float16, bfloat16 or float32. Any batch and patch strides:
             a slice like tokens[:, 5:] is read in place.
-        patch_mask: (B, N) bool, True where the patch shows the picture; None means all.
+        patch_mask: (B, N) bool, True where the patch shows the picture; None means all. Masked
+            patches must be finite.
         norm_weight, norm_bias: the head's LayerNorm (D,), in the dtype of v or float32.
         projection: (E, D), in the dtype of v or float32.
         query: (D,), softmax scale included, in the dtype of norm_weight; for "attention" only.

@@ -268,8 +268,9 @@ def variant(
     element = triton_type(dtype, "v")
     norm = "*" + triton_type(norm_dtype, "norm_weight")
     block_e = max(64, triton.next_power_of_2(embedding_dim))  # 64: the least M of Hopper's MMA
+    widest = max(dtype.itemsize, (projection_dtype or dtype).itemsize)  # tiles of either are shared
     use = tuning.launch_parameters(
-        "pooling", arch, bytes=dtype.itemsize, width=width, embedding_dim=block_e
+        "pooling", arch, bytes=widest, width=width, embedding_dim=block_e
     )
     arguments = {
         "v_ptr": f"*{element}",

@@ -256,9 +256,11 @@ def test_an_item_does_not_depend_on_its_neighbours_in_the_batch():
         torch.testing.assert_close(alone.embedding[0], together.embedding[row], rtol=0, atol=ATOL)
 
 
-def test_towers_run_under_autocast():
-    model = build(CONV)
-    with torch.autocast("cpu", torch.bfloat16):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("pool", ["mean", "attention"])
+def test_towers_run_under_autocast(pool, dtype):
+    model = build(CONV, pool=pool)
+    with torch.autocast("cpu", dtype):
         item = model.encode_item(*tensors(inputs(CONV, "item", 2)))
         query = model.encode_query(*tensors(inputs(CONV, "query", 2)))
     for embedding in (item.embedding, query):

@@ -85,6 +85,29 @@ def test_the_gate_sees_spills_and_narrow_loads(
     assert faults(toys["good"], Expected(), 90, 0) == ["no matrix instruction", "no HGMMA, only "]
 
 
+@pytest.mark.parametrize("arch", [89, 120])  # of the least shared memory
+def test_a_float32_projection_fits_beside_half_precision_patches(
+    arch: int, without_interpreter: dict[str, str]
+) -> None:
+    """With the parameters of two bytes an element it would take 133,120 bytes."""
+    program = (
+        "import torch\n"
+        "from tigerfg.kernels.aot import compile_variant\n"
+        "from tigerfg.kernels.pooling import variant\n"
+        f"made = variant('attention', torch.float16, 768, 512, True, {arch},\n"
+        "    projection_dtype=torch.float32)\n"
+        f"print(compile_variant(made, {arch}).shared)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env=without_interpreter,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert int(found.stdout) <= SHARED_MEMORY[arch]
+
+
 def test_index_describes_what_was_compiled(compiled_kernels: Path, descriptions: Any) -> None:
     assert sorted(descriptions) == sorted(GATED_KERNELS)
     for (arch, name), description in descriptions.items():

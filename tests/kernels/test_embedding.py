@@ -51,6 +51,7 @@ def make(case: tuple, device: str) -> tuple[tuple, dict]:
 def oracle(arguments: tuple, options: dict) -> tuple[Tensor, Tensor]:
     x, v, mask, text, weights, heads = arguments
     query = options["pool_query"]
+    query = None if query is None else query.double()
     return grounded_embedding_reference(
         x.double(),
         v.double(),
@@ -58,7 +59,7 @@ def oracle(arguments: tuple, options: dict) -> tuple[Tensor, Tensor]:
         text.double(),
         TailWeights(*(weight.double() for weight in weights)),
         heads,
-        pool_query=None if query is None else query.double(),
+        **{**options, "pool_query": query},
     )
 
 
@@ -88,6 +89,18 @@ def test_kernels_are_the_oracle(case, device):
     norms = z.double().norm(dim=1)
     torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-6)
     assert not counters(z.device, 1).any(), "the counters must be zero for the next launch"
+
+
+@pytest.mark.parametrize("eps", [None, 1.0])
+def test_the_key_norm_is_of_all_queries(eps, device):
+    """The pool's query sees the keys as the others do."""
+    arguments, options = make(CASES[2], device)
+    options["key_norm_eps"] = eps
+    z, grounding_map = grounded_embedding_triton(*arguments, **options)
+    expected_z, expected_map = oracle(arguments, options)
+    # as above; raw keys give logits of some 20, whose rounding the map multiplies
+    torch.testing.assert_close(z.double(), expected_z, rtol=0, atol=4e-6)
+    torch.testing.assert_close(grounding_map.double(), expected_map, rtol=0, atol=4e-6)
 
 
 def test_float16_values_up_to_ten_thousand(device):

@@ -8,7 +8,7 @@ from launching import table
 from torch import Tensor
 
 from tigerfg.kernels import grounding, grounding_reference
-from tigerfg.kernels.grounding import grounding_triton
+from tigerfg.kernels.grounding import grounding_plain, grounding_triton
 
 # Every value of the list in the issue stands in some row, with both orientations of the products
 # (sm_80 and sm_90), with and without splits, and with every kind of mask.
@@ -211,6 +211,19 @@ def test_wrong_inputs_name_the_argument(name, change):
     inputs = {"x": torch.zeros(2, 3, 32), "v": torch.zeros(2, 9, 32), "patch_mask": None}
     with pytest.raises(ValueError, match=name):
         grounding(**{**inputs, **change})
+
+
+@pytest.mark.parametrize("eps", [1e-6, None], ids=["norm", "raw"])
+def test_logits_beyond_float16(eps, device):
+    """Plain and fused: the peak takes all of the map."""
+    v = torch.zeros(1, 5, 1024, dtype=torch.float16, device=device)
+    v[0, 0, ::2] = 64
+    v[0, 0, 1::2] = -64
+    x = v[:, :1] * 2  # a logit of 131,072 with the norm, 64 times that without
+    found = grounding_plain(x, v, None, eps, False), grounding_triton(x, v, key_norm_eps=eps)
+    for p, grounding_map in found:
+        assert grounding_map.tolist() == [[1, 0, 0, 0, 0]]
+        assert torch.equal(p, v[:, :1])
 
 
 def test_public_function_on_a_cpu_is_the_reference_with_gradients():

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from tigerfg.errors import InputError
 from tigerfg.training import photo_reader, photos
-from tigerfg.training.photos import photo_pool
+from tigerfg.training.photos import near_twins, photo_pool
 from tigerfg.training.pool import ARRAYS, Pool
 
 Record = dict[str, Any]
@@ -329,6 +329,24 @@ def test_photo_pools_are_deterministic(shop: Path) -> None:
     assert np.array_equal(one.scenes, two.scenes)
     assert one.texts == two.texts
     assert not np.array_equal(one.crops, other.crops)
+
+
+def test_a_twin_is_another_product_of_the_category_with_another_text(shop: Path) -> None:
+    told = [("red", "Mugs"), ("blue", "Mugs"), ("red", "Mugs"), ("red", "Cups"), ("red", None)]
+    items = [
+        {"item_id": f"m{number}", "image": "a.png", "title": title, "category": category}
+        for number, (title, category) in enumerate(told)
+    ]
+    write(shop, items)
+    pool = photo_pool(shop, "train", 32, 64, crops_per_photo=1, collages=0)
+    assert pool.twins.tolist() == [1, 0, 1, -1, -1]
+
+
+@pytest.mark.parametrize("products", [2, 3, 4, 7])
+def test_twins_go_through_all_of_a_category(products: int) -> None:
+    twins = near_twins(["Mugs"] * products, [f"mug {number}" for number in range(products)])
+    assert sorted(twins) == list(range(products))
+    assert all(twin != number for number, twin in enumerate(twins))
 
 
 def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -83,7 +83,29 @@ def photo_pool(
     anchors = [anchor_words(product.item) for product in kept]
     builder = PoolBuilder(query_size, item_size)
     parts = _parts(builder, kept, crops_per_photo, collages, rng)
-    return make_pool(parts, texts, anchors, [-1] * len(kept), reader.skipped, one_view, scratch)
+    twins = near_twins([product.item.category for product in kept], [own[0] for own in texts])
+    return make_pool(parts, texts, anchors, twins, reader.skipped, one_view, scratch)
+
+
+def near_twins(kinds: Sequence[str | None], texts: Sequence[str]) -> list[int]:
+    """For every product another one of its kind, which it often shares a batch with, or -1.
+
+    Args:
+        kinds: categories; where there is none, there is no twin.
+        texts: a product's twin has another text: by what should one tell them apart else?
+    """
+    alike: dict[str, dict[str, list[int]]] = {}
+    for number in sorted(range(len(kinds)), key=lambda number: texts[number]):
+        if kinds[number]:
+            alike.setdefault(kinds[number], {}).setdefault(texts[number], []).append(number)
+    twins = [-1] * len(kinds)
+    for group in alike.values():
+        told = list(group.values())
+        for place, numbers in enumerate(told if len(told) > 1 else ()):
+            others = told[(place + (len(told) + 1) // 2) % len(told)]
+            for count, number in enumerate(numbers):
+                twins[number] = others[count % len(others)]
+    return twins
 
 
 def photos_digest(directory: Path) -> str:

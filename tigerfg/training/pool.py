@@ -46,7 +46,7 @@ class Pool:
             one other product in the picture, all zero where there is none. other_products: (M,)
             int32, which one, -1 where there is none or it is not of the pool.
         cluttered: (M,) bool, whether there are, or may be, other products in the picture.
-        twins: (P,) int32, a product that differs in one attribute, or -1.
+        twins: (P,) int32, a product that differs in one attribute or is of the same kind, or -1.
         texts: for every product its item texts: the first is the full one, the others lack parts.
         anchors: for every product the words that `texts.with_unknown_words` keeps in clutter.
         skipped: what could not be used when the pool was made, reason -> count.
