@@ -20,7 +20,7 @@ class BundleFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._whole: set[str] = set()
+        self._whole: set[tuple[str, str, int]] = set()
 
     def whole(self, record: FileRecord) -> Path:
         """Path of a file whose bytes are those that were recorded.
@@ -28,11 +28,11 @@ class BundleFiles:
         Raises:
             BundleError: it is missing, or they are not.
         """
-        name = record["file"]
-        if name not in self._whole:
+        key = record["file"], record["sha256"], record["bytes"]
+        if key not in self._whole:
             self.compare(record)
-            self._whole.add(name)
-        return self._folder / name
+            self._whole.add(key)
+        return self._folder / record["file"]
 
     def compare(self, record: FileRecord) -> None:
         """Read a file now; BundleError if its size or SHA-256 is not that of the record."""

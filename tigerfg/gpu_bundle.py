@@ -80,6 +80,13 @@ class GpuPart:
         record = self._graph(tower, precision, cut)
         return hashlib.sha256(f"{record['sha256']} {self._weights['sha256']}".encode()).hexdigest()
 
+    def proof_identity(self, cut: str) -> str:
+        """SHA-256 over what a proof of an engine is about besides that: what its results are
+        compared with, and for "backbone" the compiled kernels and weights behind it."""
+        names = ("check", "tail", "kernels") if cut == "backbone" else ("check",)
+        records = {name: self._part.get(name) for name in names}
+        return hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
+
     def cuts(self, tower: str, precision: str) -> list[str]:
         """The cuts that a tower comes in."""
         return list(self._part["graphs"].get(tower, {}).get(precision, {}))

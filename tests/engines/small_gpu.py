@@ -33,7 +33,8 @@ PROFILES = ((1, 1, 1), (2, 4, 8), (12, 14, 16))  # a gap, and less than the batc
 LOW = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 TRITON = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 CHECKED = 5  # pictures of the check
-PROVEN = {"gpu": "Pretended GPU", "sm": 89, "driver": "13.0"}  # parity that need not be measured
+# parity that need not be measured, but for what it is of
+PROVEN = {"gpu": "Pretended GPU", "sm": 89, "driver": "13.0"}
 
 
 @dataclass
@@ -69,6 +70,12 @@ class Part:
 
     def identity(self, tower: str, precision: str, cut: str) -> str:
         return hashlib.sha256(f"{self.pool} {tower} {precision} {cut}".encode()).hexdigest()
+
+    def proof_identity(self, cut: str) -> str:
+        digest = hashlib.sha256(cut.encode())
+        for name, value in sorted(self.tail_weights().items() if cut == "backbone" else ()):
+            digest.update(name.encode() + value.tobytes())
+        return digest.hexdigest()
 
     def tail_weights(self) -> dict[str, np.ndarray]:
         return tail_weights(self.model)
@@ -123,7 +130,7 @@ class Part:
             "bytes": len(content),
             "seconds": 1.0,
             "workspace": None,
-            "parity": PROVEN,
+            "parity": PROVEN and {**PROVEN, "proof": self.proof_identity(cut)},
         }
         record = Sidecar(**(fields | changes))
         sidecar.write(path, record)

@@ -88,6 +88,8 @@ def test_towers_build_for_gpus_that_are_not_here(rtx, graphs, tmp_path, tower):
                 builder=rtx.name,
                 version=rtx.version,
                 sm=sm,
+                profiles=made.profiles,
+                max_text_length=made.max_text_length,
                 engine_bytes=out.stat().st_size,
                 **wanted,
             )

@@ -37,6 +37,8 @@ HERE = {
     "tower": "item",
     "precision": "fp16",
     "cut": "backbone",
+    "profiles": SIDECAR.profiles,
+    "max_text_length": SIDECAR.max_text_length,
     "engine_bytes": 9,
 }
 
@@ -173,6 +175,14 @@ def test_a_field_of_a_later_version_is_ignored(tmp_path):
         (
             {"onnx_sha256": "c" * 64},
             "built from another model (graph aaaaaaaaaaaa, this bundle has cccccccccccc)",
+        ),
+        (
+            {"profiles": ((1, 2, 3),)},
+            f"built for the batches {SIDECAR.profiles}, this bundle has ((1, 2, 3),)",
+        ),
+        (
+            {"max_text_length": 512},
+            f"built for texts of up to {SIDECAR.max_text_length} tokens, this bundle has 512",
         ),
     ],
 )

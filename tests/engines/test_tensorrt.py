@@ -299,6 +299,8 @@ def test_engine_of_the_bundle_is_taken(
         ({"sms": (80, 120)}, "built for sm 80, 120, this GPU has sm 89"),
         ({"onnx_sha256": "f" * 64}, "another model"),
         ({"bytes": 7}, "it was written with 7"),
+        ({"profiles": ((1, 1, 1),)}, "built for the batches ((1, 1, 1),)"),
+        ({"max_text_length": 3}, "built for texts of up to 3 tokens"),
         ({"sha256": "0" * 64}, "damaged: its SHA-256"),
     ],
 )
@@ -387,6 +389,24 @@ def test_parity_is_measured_once_a_machine(
     sidecar.write(out, replace(sidecar.read(out), parity={**parity, "gpu": "another"}))
     open_runner("item", "fp16").close()
     assert len(measured) == 2
+
+
+@pytest.mark.usefixtures("unproven")
+def test_other_weights_behind_an_engine_are_proven_anew(
+    open_runner: Any, parts: dict[str, Part], builds: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph and so the engine stay the same; what the tower gives does not."""
+    open_runner("item", "fp16").close()
+    right = Part.tail_weights
+
+    def wrong(part: Part) -> dict[str, np.ndarray]:
+        weights = right(part)
+        return {**weights, "projection": -weights["projection"]}
+
+    monkeypatch.setattr(Part, "tail_weights", wrong)
+    with pytest.raises(EngineError, match="worst cosine with the float32 model is -1"):
+        open_runner("item", "fp16")
+    assert len(builds) == 1
 
 
 @pytest.mark.usefixtures("unproven")

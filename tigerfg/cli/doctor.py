@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -35,7 +35,17 @@ PACKAGES = (
 CUDA_NO_DEVICE = 100
 
 
-def command(model: options.Model = DEFAULT_MODEL, threads: options.Threads = None) -> None:
+def command(
+    model: options.Model = DEFAULT_MODEL,
+    threads: options.Threads = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Measure the engines anew, for example if the machine was busy the first time.",
+        ),
+    ] = False,
+) -> None:
     """Show versions, processor, GPU, engines and the engine chosen for a model."""
     from tigerfg.bundle import Bundle
     from tigerfg.errors import TigerfgError
@@ -46,7 +56,7 @@ def command(model: options.Model = DEFAULT_MODEL, threads: options.Threads = Non
     _section("engines", engines())
     try:
         bundle = Bundle.open(model)
-        _section(f"model {bundle.name}", chosen_engines(bundle, threads))
+        _section(f"model {bundle.name}", chosen_engines(bundle, threads, again))
     except TigerfgError as error:
         _section(f"model {model}", [("cannot run", str(error))])
         raise typer.Exit(1) from error
@@ -123,7 +133,9 @@ def engines() -> Iterator[tuple[str, str]]:
             yield name, "available" if name in available else missing
 
 
-def chosen_engines(bundle: Bundle, threads: int | None) -> Iterator[tuple[str, str]]:
+def chosen_engines(
+    bundle: Bundle, threads: int | None, again: bool = False
+) -> Iterator[tuple[str, str]]:
     """The engine chosen for each tower beside the other candidates, as measured here."""
     from tigerfg.engines import choose
     from tigerfg.engines.cpu import thread_count
@@ -135,7 +147,7 @@ def chosen_engines(bundle: Bundle, threads: int | None) -> Iterator[tuple[str, s
     yield "fingerprint", bundle.fingerprint[:16]
     yield "on a GPU", why_not(bundle) or f"runs in {', '.join(bundle.gpu.precisions)}"
     for tower in TOWERS:
-        choice = choose(bundle, tower, threads=count)
+        choice = choose(bundle, tower, threads=count, refresh=again)
         for place, candidate in enumerate(choice.candidates):
             parts = ["*" if place == 0 else " ", candidate.engine, candidate.precision]
             if candidate.milliseconds is not None:

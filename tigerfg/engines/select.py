@@ -109,26 +109,34 @@ def choose(
     """The best candidate of a tower, from the cache or by a measurement of about two seconds.
 
     The cache lies in the user's cache directory and is keyed by CPU, runtime versions, the bundle's
-    files and threads; `refresh` measures anew.
+    files and parity, what was asked for, and threads; `refresh` measures anew.
     """
+    explicit = precision != "auto"
     requested = tuple(_requested(bundle, engine, precision))
-    file = cache_file(bundle, tower, requested, threads)
+    file = cache_file(bundle, tower, requested, threads, explicit)
     if not refresh and (known := _read(file)) is not None:
         return known
-    choice = _measure(bundle, tower, requested, threads, explicit=precision != "auto")
+    choice = _measure(bundle, tower, requested, threads, explicit)
     _write(file, choice)
     return choice
 
 
 def cache_file(
-    bundle: Bundle, tower: str, requested: tuple[tuple[str, str], ...], threads: int
+    bundle: Bundle,
+    tower: str,
+    requested: tuple[tuple[str, str], ...],
+    threads: int,
+    explicit: bool = False,
 ) -> Path:
-    """Where a choice is remembered."""
+    """Where a choice is remembered; `explicit`: a precision was asked for, which need not be
+    as accurate as one that is chosen."""
     versions = {name: importlib.metadata.version(PACKAGES[name]) for name in installed(PACKAGES)}
     manifest = bundle.manifest  # the fingerprint is the checkpoint's: other exports share it
     files = [manifest["towers"][tower][_graph(kind)]["sha256"] for _, kind in requested]
     files.append(manifest.get("weights", {}).get("sha256"))
-    key = (bundle.fingerprint, files, tower, requested, threads, cpu(), sorted(versions.items()))
+    parity = manifest.get("parity", {}).get(tower, {}).get("int8", {}).get("cosine_mean")
+    asked = (tower, requested, threads, explicit)
+    key = (bundle.fingerprint, files, parity, *asked, cpu(), sorted(versions.items()))
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     return engines_cache() / f"{digest}.json"
 

@@ -137,6 +137,8 @@ def unfit(
     tower: str,
     precision: str,
     cut: str,
+    profiles: Profiles,
+    max_text_length: int,
     engine_bytes: int | None,
 ) -> str | None:
     """Why an engine cannot be used here, in one line for the log; None if it can.
@@ -146,6 +148,7 @@ def unfit(
         builder, version: the TensorRT of this machine, see `tigerfg.engines.builder.Builder`.
         sm: this GPU's compute capability, 89 for 8.9.
         onnx_sha256, tower, precision, cut: the graph wanted.
+        profiles, max_text_length: the batches and texts wanted.
         engine_bytes: size of the engine file, None if it is missing.
     """
     if isinstance(sidecar, str):
@@ -167,6 +170,13 @@ def unfit(
         return (
             f"built from another model (graph {sidecar.onnx_sha256[:12]}, this bundle has "
             f"{onnx_sha256[:12]})"
+        )
+    if sidecar.profiles != profiles:
+        return f"built for the batches {sidecar.profiles}, this bundle has {profiles}"
+    if sidecar.max_text_length != max_text_length:
+        return (
+            f"built for texts of up to {sidecar.max_text_length} tokens, this bundle has "
+            f"{max_text_length}"
         )
     return None
 

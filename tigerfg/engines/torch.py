@@ -49,14 +49,15 @@ class TorchEngine(TowerEngine):
         self._model = None
 
     def _compute(self, tower: str, feeds: Arrays) -> Arrays:
-        if self._model is None:
+        model = self._model  # another thread may close this meanwhile
+        if model is None:
             raise EngineError("the engine is closed")
         with self._torch.inference_mode():
             tensors = [self._torch.from_numpy(value).to(self._device) for value in feeds.values()]
             if tower == "query":
-                outputs = {"embedding": self._model.encode_query(*tensors)}
+                outputs = {"embedding": model.encode_query(*tensors)}
             else:
-                outputs = self._model.encode_item(*tensors)._asdict()
+                outputs = model.encode_item(*tensors)._asdict()
             arrays = {name: value.float().cpu().numpy() for name, value in outputs.items()}
         return check_outputs(arrays, self)
 

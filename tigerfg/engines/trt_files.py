@@ -38,26 +38,27 @@ class Wanted(NamedTuple):
 class EngineFile:
     """An engine file that fits this machine, with its sidecar; loaded by `open_engine`."""
 
-    def __init__(self, path: Path, record: Sidecar, folder: Path, cuda: Cuda) -> None:
+    def __init__(self, path: Path, record: Sidecar, folder: Path, cuda: Cuda, proof: str) -> None:
         self.path, self._record, self._folder = path, record, folder
-        self._machine = {"gpu": cuda.name, "sm": cuda.sm, "driver": cuda.driver}
+        self._here = {"gpu": cuda.name, "sm": cuda.sm, "driver": cuda.driver, "proof": proof}
 
     @property
     def parity(self) -> dict[str, Any] | None:
-        """What was measured on a machine like this; None if nothing was."""
+        """What was measured on a machine like this, with the same kernels behind the engine; None
+        if nothing was."""
         noted = sidecar.read(self._folder / self.path.name)
         records = [self._record]
         if isinstance(noted, Sidecar) and noted.sha256 == self._record.sha256:
             records.insert(0, noted)
         for record in records:
             parity = record.parity
-            if parity and self._machine.items() <= parity.items():
+            if parity and self._here.items() <= parity.items():
                 return parity
         return None
 
     def note(self, parity: dict[str, Any]) -> None:
         """Keep what was measured in a sidecar in the user's cache: bundles are never written to."""
-        record = dataclasses.replace(self._record, parity={**self._machine, **parity})
+        record = dataclasses.replace(self._record, parity={**self._here, **parity})
         try:
             sidecar.write(self._folder / self.path.name, record)
         except EngineError as error:
@@ -76,13 +77,14 @@ def open_engine(
         EngineError: the engine cannot be built or loaded.
     """
     identity = part.identity(*wanted)
+    profiles = tuple(map(tuple, part.profiles))
     folder = cache_folder(identity)
     cache = folder / f"{'.'.join(wanted)}.sm{cuda.sm}.kernels"  # of TensorRT-RTX
 
     def load(path: Path, record: Sidecar) -> tuple[LoadedEngine, EngineFile]:
         data = _read(path, record)
         loaded = LoadedEngine(cuda, builder.module, data, path.name, cache)
-        return loaded, EngineFile(path, record, folder, cuda)
+        return loaded, EngineFile(path, record, folder, cuda, part.proof_identity(wanted.cut))
 
     def find() -> tuple[LoadedEngine, EngineFile] | list[str]:
         """The first engine that fits, or why each does not."""
@@ -100,6 +102,8 @@ def open_engine(
                 sm=cuda.sm,
                 onnx_sha256=identity,
                 **wanted._asdict(),
+                profiles=profiles,
+                max_text_length=max_text_length,
                 engine_bytes=_size(path),
             )
             if reason is None:
@@ -128,7 +132,7 @@ def open_engine(
             **wanted._asdict(),
             onnx_sha256=identity,
             builder=builder,
-            profiles=tuple(Profile(*profile) for profile in part.profiles),
+            profiles=tuple(Profile(*profile) for profile in profiles),
             workspace=part.workspace,
             max_text_length=max_text_length,
             timing_cache=_timing_cache(folder, builder, cuda),

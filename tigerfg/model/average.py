@@ -110,8 +110,9 @@ def _check_place(out: Path) -> None:
 def _check_alike(source: str | Path, last: str | Path) -> None:
     """Raise unless parameters of the same name mean the same in both."""
     ours, theirs = (_flat(_shape(load_config(one)).to_dict()) for one in (source, last))
-    for field, value in ours.items():
-        if value != (other := theirs.get(field)):
+    for field in ours | theirs:
+        value, other = ours.get(field), theirs.get(field)
+        if value != other:
             raise InputError(
                 f"sources: {field} is {value} in {source} and {other} in {last}; only models "
                 "trained on from one start can be averaged"
