@@ -37,8 +37,8 @@ def grounding_reference(
         key_norm_eps: epsilon of the key LayerNorm, None for raw keys.
 
     Returns:
-        p (B, Q, D): pooled patch features; a (B, Q, N): the maps, float32 at least. Both are zero for
-        an item that has no valid patch.
+        p (B, Q, D): pooled patch features; a (B, Q, N): the maps, float32 at least. Both are zero
+        for an item that has no valid patch.
     """
     keys = v if key_norm_eps is None else torch.layer_norm(v, v.shape[-1:], eps=key_norm_eps)
     wide = torch.promote_types(v.dtype, torch.float32)  # float16 ends at 65,504

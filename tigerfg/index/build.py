@@ -24,10 +24,9 @@ from tigerfg.index.span import trained
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
 
-QUERIES = 256  # stored vectors held out of the training, of which queries are made to tune with
+QUERIES = 256  # stored vectors of which queries are made to tune with
 A_LIST, AT_LEAST = 64, 20_000  # vectors trained on: so many a list
 FACTORS = (4, 6, 10, 20, 40)  # candidates a wanted result, for refinement
-FEW = 100  # items: below, nothing is held out of the training
 SEED = 7
 
 logger = logging.getLogger("tigerfg")
@@ -67,10 +66,10 @@ def build(
     rows = VectorRows(store, fresh=True)
     ids = store.ids()
     rng = np.random.default_rng(SEED)
-    mixed = rng.permutation(ids)
-    held_out = np.sort(mixed[: min(QUERIES, -(-len(ids) // 10))])
-    others = mixed[len(held_out) :] if len(ids) >= FEW else mixed
-    sample = np.sort(others[: max(A_LIST * lists, AT_LEAST)])
+    sample = np.sort(rng.permutation(ids)[: max(A_LIST * lists, AT_LEAST)])
+    # Trained on or not, as it happens: items that were held out of the training lie farther from
+    # their centres than most do, so that more lists are probed for them, and more is found.
+    some = np.sort(rng.permutation(ids)[:QUERIES])
     try:
         index, factory = trained(factory, rows.get(sample))
     except RuntimeError as error:
@@ -84,7 +83,7 @@ def build(
         index.add_with_ids(vectors, part)
     filled = time.perf_counter()
     sample = store.queries() if queries is None else queries
-    queries = tuning_queries(sample, rows, held_out)
+    queries = tuning_queries(sample, rows, some)
     inner = transformed(transforms_of(index), queries)
     faiss = import_faiss()
     centres = Centres(faiss, faiss.extract_index_ivf(index))
@@ -92,6 +91,8 @@ def build(
         "factory": factory,
         "margins": measured_margins(centres, inner),
         "trained": len(ids),
+        "last": int(ids[-1]),
+        "compared": 0,
         "settings": asdict(settings),
         "nprobe": lists,
         "factor": FACTORS[-1],

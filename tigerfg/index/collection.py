@@ -268,13 +268,7 @@ class Collection:
             store.require_writer("build an index")
             items, asked = len(self._keeper.current()), settings or store.meta.settings
         factory = asked.choose(items, store.meta.embedding_dim)
-        if factory != FLAT:
-            self._keeper.build(factory, asked, queries, new=settings is not None)
-        elif settings is not None:
-            self._keeper.become_exact(queries, settings)
-        elif queries is not None:
-            with self._exclusive():
-                self._keeper.keep(queries, None)
+        self._keeper.build(factory, asked, queries, new=settings is not None)
         return self.stats()
 
     def stats(self) -> IndexStats:

@@ -24,7 +24,7 @@ from tigerfg.index.store import Store
 
 _TRAILER = struct.Struct("<8s16sQQQ")  # magic, catalogue, write number, two lengths
 _CRC = struct.Struct("<I")
-_MAGIC = b"tigerfg4"
+_MAGIC = b"tigerfg5"
 _BLOCK = 1 << 20
 
 logger = logging.getLogger("tigerfg")

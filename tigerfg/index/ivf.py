@@ -40,8 +40,9 @@ class IvfIndex:
         lists: how many inverted lists.
         notes: how it was built: factory, nprobe (lists a query on average), margins (see
             `probing`), reach (see `IvfIndex.reach`), factor (candidates a wanted result, of
-            `NEAREST` at least), trained (items then), settings (that asked for it), and the
-            measured curve.
+            `NEAREST` at least), trained (items then), last (their highest internal id), compared
+            (see `later`), settings (that asked for it), and the measured curve.
+        later: how many items came after the training, those that are gone among them.
     """
 
     def __init__(self, store: Store, rows: VectorRows, loaded: Loaded) -> None:
@@ -62,6 +63,7 @@ class IvfIndex:
         # the last filter's ids, and what `_allowed` made of them
         self._filtered: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
         self._count = self._dead = 0
+        self.later = 0
         held = list(_lists_of(self._faiss, self._ivf))
         self._grow(max((int(ids.max()) + 1 for _, ids in held), default=0))
         for number, ids in held:
@@ -302,6 +304,7 @@ class IvfIndex:
         if len(ids) and (highest := int(ids.max())) >= len(self._live):
             self._grow(max(2 * len(self._live), highest + 1))
         self._live[ids], self._list_of[ids] = True, lists
+        self.later += int(np.count_nonzero(ids > self.notes["last"]))
         self._packed = None
         self._count += len(ids)
 

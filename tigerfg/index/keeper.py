@@ -12,7 +12,7 @@ import weakref
 import numpy as np
 
 from tigerfg.errors import CatalogError, InputError
-from tigerfg.index import flat, ivf
+from tigerfg.index import flat, ivf, later
 from tigerfg.index.build import build
 from tigerfg.index.derived import discard_newer_index, saved_number
 from tigerfg.index.factory import list_count_of, require_ivf
@@ -30,7 +30,7 @@ from tigerfg.index.vectors import discard_newer_vectors
 TRAINING_LIST = 39  # items a list from which an index that was asked for by name is built
 MOST_CHANGED = 1.0  # added to or removed from what it was trained on, as a share of that
 DRIFT, DRIFTED = 1.5, 0.2  # lists this much less even than when trained, and that much changed
-
+SHRUNK = 0.8  # of the items up to which auto searches exactly: then it does again
 WORN = 0.05  # share of a reader's rows in its own memory or removed: it looks for a newer index
 MOST_SAVING = 600.0  # seconds that the end of the process waits for an index file
 
@@ -64,6 +64,7 @@ class IndexKeeper:
         self._index: FlatIndex | IvfIndex | None = None
         self._building = threading.Lock()
         self._builder: threading.Thread | None = None
+        self._worse: IvfIndex | None = None  # it finds what came after its training less
         self._refused: str | None = None  # a factory string that failed: not tried again by itself
         self._retired = False
         # of a reader's index, and the last one looked at: see `_followed`
@@ -158,13 +159,16 @@ class IndexKeeper:
         return self._on_gpu
 
     def due(self) -> str | None:
-        """The factory string of the index that should replace the current one, or None."""
+        """What should replace the current index: "flat" or a factory string; None: nothing."""
         index, meta = self._index, self._store.meta
         if index is None or self._store.read_only:
             return None
         try:
             factory = meta.settings.choose(len(index), meta.embedding_dim)
-            if factory in (FLAT, self._refused):
+            if factory == FLAT:
+                few = len(index) < SHRUNK * FLAT_MOST
+                return FLAT if few and isinstance(index, IvfIndex) else None
+            if factory == self._refused:
                 return None
             if isinstance(index, FlatIndex):
                 enough = meta.index == AUTO or len(index) >= TRAINING_LIST * self._list_count(
@@ -179,7 +183,8 @@ class IndexKeeper:
         if self._of_others(index):
             return factory
         changed = index.changed  # asked at every search: the lists are counted only if it matters
-        if changed > MOST_CHANGED or (changed > DRIFTED and index.drift > DRIFT):
+        worn = changed > MOST_CHANGED or (changed > DRIFTED and index.drift > DRIFT)
+        if worn or index is self._worse:
             return factory
         return None
 
@@ -187,16 +192,17 @@ class IndexKeeper:
         """Start building in the background if that is due."""
         if self._retired or (self._builder is not None and self._builder.is_alive()):
             return
+        index, asked = self._index, self._store.meta.settings
         if factory := self.due():
-            builder = threading.Thread(
-                target=self._try_build,
-                args=(factory, self._store.meta.settings),
-                name="tigerfg-index",
-                daemon=True,
-            )
-            with contextlib.suppress(RuntimeError):  # no thread is to be had: the next call tries
-                builder.start()
-                self._builder = builder
+            work = self._try_build, (factory, asked)
+        elif isinstance(index, IvfIndex) and not self._store.read_only and later.is_due(index):
+            work = self._try_compare, (index.notes["last"],)
+        else:
+            return
+        builder = threading.Thread(target=work[0], args=work[1], name="tigerfg-index", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread is to be had: the next call tries
+            builder.start()
+            self._builder = builder
 
     def build(
         self,
@@ -205,7 +211,8 @@ class IndexKeeper:
         queries: np.ndarray | None = None,
         new: bool = False,
     ) -> None:
-        """Build an index while searches and writes go on, then put it in and save it.
+        """Build an index while searches and writes go on, then put it in and save it. "flat":
+        search exactly from now on.
 
         Args:
             asked: the settings that chose the factory. The index is dropped if the catalogue's are
@@ -216,6 +223,9 @@ class IndexKeeper:
         Raises:
             InputError: see `build.build`.
         """
+        if factory == FLAT:
+            self._become_exact(asked, queries, new)
+            return
         path = self._store.path
         with self._building, contextlib.closing(Store.open(path, read_only=True)) as store:
             self._builds = threading.get_ident()
@@ -226,6 +236,7 @@ class IndexKeeper:
                 if not new and asked != self._store.meta.settings:
                     return
                 self.keep(queries, asked if new else None)
+                self._leave_gpus()  # lists of what the index was made for before
                 with self._store.snapshot():
                     built.attach(self._store)
                     built.sync()
@@ -241,10 +252,11 @@ class IndexKeeper:
         self._refused = None
         self._leave_gpus()
 
-    def become_exact(self, queries: np.ndarray | None, settings: IndexSettings) -> None:
-        """Keep these, and search exactly from now on."""
+    def _become_exact(self, asked: IndexSettings, queries: np.ndarray | None, new: bool) -> None:
         with self._building, self._lock:  # an index that is being built would come after it
-            self.keep(queries, settings)
+            if not new and asked != self._store.meta.settings:
+                return
+            self.keep(queries, asked if new else None)
             with self._store.snapshot():
                 if isinstance(self.current(), IvfIndex):
                     self._index = FlatIndex(self._store)
@@ -336,6 +348,40 @@ class IndexKeeper:
             made = require_ivf(factory, self._store.meta.embedding_dim)
             self._lists[factory] = list_count_of(made)
         return self._lists[factory]
+
+    def _try_compare(self, last: int) -> None:
+        """Build the index anew if it finds what came after its training less than the rest.
+
+        Args:
+            last: the highest internal id that the index was trained on.
+        """
+        asked = None
+        try:
+            with contextlib.closing(Store.open(self._store.path, read_only=True)) as store:
+                self._store.require_place("measure the index")
+                with store.snapshot():
+                    asked = later.ask(store, last)
+        except Exception as error:
+            logger.warning("%s: what came later was not measured: %s", self._store.path, error)
+        with self._lock:
+            if self._retired:
+                return
+            with self._store.snapshot():
+                index, settings = self.current(), self._store.meta.settings
+                if not isinstance(index, IvfIndex) or index.notes["last"] != last:
+                    return  # another by now
+                index.notes["compared"] = index.later
+                if asked is None:
+                    return
+                less, recall, before = later.found_less(index, asked)
+                self._worse = index if less else None
+                factory = self.due()
+        logger.info(
+            "%s: recall@10 %.3f for %d items that came after the training, %.3f for the others%s",
+            self._store.path, recall, index.later, before, ": built anew" if less else "",
+        )  # fmt: skip
+        if factory is not None:
+            self._try_build(factory, settings)
 
     def _try_build(self, factory: str, asked: IndexSettings) -> None:
         try:
