@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from tigerfg.engines.accuracy import MAP_DISTANCES, THRESHOLDS, cosines, map_distances
+from tigerfg.engines.accuracy import (
+    LENGTH_ERROR,
+    MAP_DISTANCES,
+    THRESHOLDS,
+    cosines,
+    map_distances,
+)
 from tigerfg.engines.base import INPUTS, Arrays
 from tigerfg.errors import EngineError
 from tigerfg.export.samples import Samples
@@ -20,6 +26,10 @@ BATCHES = {1: 16, 3: 48, 16: 96}
 EMULATED_BATCHES = {1: 4, 3: 12, 16: 48}  # a GPU's rounding on a CPU is slow
 ENGINE_BATCHES = {1: 16, 3: 48, 8: 96, 32: 96, 128: 128, 256: 256}  # best and largest of profiles
 TOP = 10
+DISTANCES = {  # in a report: an output, and what it is called
+    "map_distance": ("grounding_map", "grounding maps"),
+    "token_distance": ("token_weights", "token weights"),
+}
 # Recall@1 may fall by this share of the queries. Rounding also tips near-ties, either way: with n
 # queries whose answer became wrong or right, the net loss has a standard deviation of up to √n, and
 # only what exceeds two of them is the precision's doing.
@@ -49,7 +59,8 @@ def reference(model: TigerFG, samples: Samples) -> dict[str, Arrays]:
 def encode_in_batches(
     encode: Callable[[Arrays], Arrays], feeds: Mapping[str, np.ndarray], batch: int
 ) -> Arrays:
-    """All outputs but the token weights; every batch's texts are cut to its longest."""
+    """All outputs; every batch's texts are cut to its longest, the token weights filled up with
+    zeros to the width of the texts."""
     parts: list[Arrays] = []
     for start in range(0, len(feeds["pixels"]), batch):
         rows = {name: value[start : start + batch] for name, value in feeds.items()}
@@ -58,8 +69,11 @@ def encode_in_batches(
             for name in ("token_ids", "token_mask"):
                 rows[name] = np.ascontiguousarray(rows[name][:, :length])
         parts.append(encode(rows))
-    names = [name for name in parts[0] if name != "token_weights"]
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+    for part in parts:
+        if "token_weights" in part:
+            missing = feeds["token_ids"].shape[1] - part["token_weights"].shape[1]
+            part["token_weights"] = np.pad(part["token_weights"], ((0, 0), (0, missing)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def measure(
@@ -75,10 +89,12 @@ def measure(
         The report and the outputs for the largest batch's samples. The report: cosine_mean,
         cosine_p1, cosine_min, centred_cosine_mean (reference mean subtracted from both),
         top10_overlap (of the other tower's float32 embeddings) over the largest batch; the item
-        tower also map_distance (mean total variation). cosine_min is over all batches; "batches"
-        has the cosines of each.
+        tower also map_distance and token_distance (mean total variation). cosine_min, these, and
+        length_error (of embeddings, whose length is 1) are the worst of all batches; "batches" has
+        the cosines of each.
     """
     spreads: dict[str, dict[str, float]] = {}
+    worst: dict[str, list[float]] = {}
     feeds = getattr(samples, tower)
     available = len(feeds["pixels"])
     for batch, count in batches.items():
@@ -88,6 +104,12 @@ def measure(
         )
         wanted = {name: value[rows] for name, value in expected[tower].items()}
         spreads[str(batch)] = _round(_spread(cosines(found["embedding"], wanted["embedding"])))
+        lengths = np.linalg.norm(found["embedding"].astype(np.float64), axis=1)
+        gaps = {"length_error": np.abs(lengths - 1).max()}
+        for name, (output, _) in DISTANCES.items() if tower == "item" else ():
+            gaps[name] = map_distances(found[output], wanted[output]).mean()
+        for name, gap in gaps.items():
+            worst.setdefault(name, []).append(float(gap))
     result = {"samples": len(rows), **_spread(cosines(found["embedding"], wanted["embedding"]))}
     centre = wanted["embedding"].mean(axis=0)
     result["centred_cosine_mean"] = float(
@@ -95,23 +117,28 @@ def measure(
     )
     others = expected["item" if tower == "query" else "query"]["embedding"]
     result["top10_overlap"] = _overlap(found["embedding"], wanted["embedding"], others)
-    if tower == "item":
-        gaps = map_distances(found["grounding_map"], wanted["grounding_map"])
-        result["map_distance"] = float(gaps.mean())
-    # not Python's min, which passes over NaN
+    # not Python's min and max, which pass over NaN
+    result |= {name: float(np.max(gaps)) for name, gaps in worst.items()}
     result["cosine_min"] = float(np.min([entry["cosine_min"] for entry in spreads.values()]))
     return {**_round(result), "batches": spreads}, found
 
 
 def check(tower: str, precision: str, result: Mapping[str, Any]) -> None:
-    """EngineError that names tower, precision and value if cosine or map miss their threshold."""
+    """EngineError that names tower, precision and value if a measure misses its threshold."""
     threshold = THRESHOLDS[precision]
-    distance, most = result.get("map_distance", 0.0), MAP_DISTANCES[precision]
-    if not distance <= most:
+    for name, (_, outputs) in DISTANCES.items():
+        distance, most = result.get(name, 0.0), MAP_DISTANCES[precision]
+        if not distance <= most:
+            raise EngineError(
+                f"parity: the {outputs} of the {tower} tower in {precision} are {distance:.3f} "
+                f"from the float32 model's, {most} is allowed; nothing was written: leave this "
+                "precision out or calibrate on your own pictures (parity data)"
+            )
+    if not result["length_error"] <= LENGTH_ERROR:
         raise EngineError(
-            f"parity: the grounding maps of the {tower} tower in {precision} are {distance:.3f} "
-            f"from the float32 model's, {most} is allowed; nothing was written: leave this "
-            "precision out or calibrate on your own pictures (parity data)"
+            f"parity: an embedding of the {tower} tower in {precision} is "
+            f"{result['length_error']:.4f} off the length 1, {LENGTH_ERROR} is allowed; nothing "
+            "was written: leave this precision out"
         )
     if not result["cosine_min"] >= threshold:  # NaN fails too
         worst = min(result["batches"], key=lambda batch: result["batches"][batch]["cosine_min"])

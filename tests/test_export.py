@@ -7,7 +7,9 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -326,11 +328,48 @@ def test_a_graph_cut_off_by_a_full_disk_is_one_line(
 
 def test_parity_check_names_tower_precision_and_batch():
     batches = {"1": {"cosine_min": 0.999}, "3": {"cosine_min": 0.5}}
+    found = {"length_error": 0.0, "batches": batches}
     with pytest.raises(EngineError, match=r"item tower in int8 .*0\.5000.*batch 3"):
-        check("item", "int8", {"cosine_min": 0.5, "batches": batches})
+        check("item", "int8", {**found, "cosine_min": 0.5})
     with pytest.raises(EngineError, match="nan"):
-        check("item", "int8", {"cosine_min": float("nan"), "batches": batches})
-    check("item", "int8", {"cosine_min": 0.99, "batches": batches})
+        check("item", "int8", {**found, "cosine_min": float("nan")})
+    check("item", "int8", {**found, "cosine_min": 0.99})
+    for error in (0.002, float("nan")):
+        with pytest.raises(EngineError, match="off the length 1"):
+            check("item", "int8", {**found, "cosine_min": 0.99, "length_error": error})
+
+
+def test_what_is_wrong_in_one_batch_alone_is_seen():
+    """Outputs that only some batch spoils: maps, token weights, lengths."""
+    rng = np.random.default_rng(0)
+    feeds = inputs(CONV, "item", 16, 12)
+    texts = feeds["token_mask"].shape[1]
+    right = {
+        "embedding": np.eye(16, 32, dtype=np.float32),
+        "grounding_map": rng.dirichlet(np.ones(9), 16),
+        "token_weights": rng.dirichlet(np.ones(texts), 16),
+    }
+    samples = Samples(feeds, feeds, (frozenset(),) * 16, ("x",) * 16, "")
+    expected = dict.fromkeys(INPUTS, right)
+
+    def measured(spoiled: str, value: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+        rows = {array.tobytes(): number for number, array in enumerate(feeds["pixels"])}
+
+        def encode(batch):
+            own = [rows[array.tobytes()] for array in batch["pixels"]]
+            found = {name: values[own] for name, values in right.items()}
+            if len(own) == 3:
+                found[spoiled] = value(found[spoiled])
+            length = batch["token_ids"].shape[1]
+            return {**found, "token_weights": found["token_weights"][:, :length]}
+
+        return measure(encode, "item", samples, expected, {1: 1, 3: 12, 16: 16})[0]
+
+    shares = {name: gap for name, gap in measured("embedding", lambda x: x).items() if "_" in name}
+    assert shares["length_error"] == shares["map_distance"] == 0
+    assert measured("grounding_map", lambda x: x[:, ::-1])["map_distance"] > 0.1
+    assert measured("token_weights", lambda x: x[:, ::-1])["token_distance"] > 0.1
+    assert measured("embedding", lambda x: 3 * x)["length_error"] == pytest.approx(2)
 
 
 def test_nan_in_the_last_batch_alone_fails():
@@ -351,9 +390,12 @@ def test_nan_in_the_last_batch_alone_fails():
 
 def test_a_map_that_is_off_fails():
     batches = {"1": {"cosine_min": 1.0}}
+    result = {"cosine_min": 1.0, "length_error": 0.0, "batches": batches}
     for distance in (0.06, float("nan")):
         with pytest.raises(EngineError, match=r"grounding maps of the item tower in int8"):
-            check("item", "int8", {"cosine_min": 1.0, "map_distance": distance, "batches": batches})
+            check("item", "int8", {**result, "map_distance": distance})
+    with pytest.raises(EngineError, match=r"token weights of the item tower in int8"):
+        check("item", "int8", {**result, "token_distance": 0.06})
 
 
 def test_a_folder_with_a_manifest_of_its_own_is_no_bundle(small_checkpoint, tmp_path):
@@ -373,7 +415,8 @@ def test_batches_cover_everything_once_with_their_own_text_length():
         return {"embedding": rows["pixels"][:, 0, 0, :4], "token_weights": rows["token_mask"]}
 
     found = encode_in_batches(encode, feeds, 2)
-    assert list(found) == ["embedding"]
+    assert list(found) == ["embedding", "token_weights"]
+    np.testing.assert_array_equal(found["token_weights"], feeds["token_mask"])
     np.testing.assert_array_equal(found["embedding"], feeds["pixels"][:, 0, 0, :4])
     assert [shape[0] for shape in seen] == [2, 2, 1]
     lengths = feeds["token_mask"].sum(axis=1)

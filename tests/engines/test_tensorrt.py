@@ -454,6 +454,26 @@ def test_engine_that_is_not_accurate_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("output", "reason"),
+    [("embedding", r"has the length 1\.5"), ("token_weights", r"token_weights .* sums to 1\.5")],
+)
+@pytest.mark.usefixtures("unproven")
+def test_outputs_of_another_length_are_refused(
+    open_runner: Any, monkeypatch: pytest.MonkeyPatch, output: str, reason: str
+) -> None:
+    """A cosine does not see it, and nothing is compared with token weights."""
+    run = TensorRtRunner.run
+
+    def spoiled(runner: TensorRtRunner, feeds: Any) -> Any:
+        outputs = run(runner, feeds)
+        return {**outputs, output: 1.5 * outputs[output]}
+
+    monkeypatch.setattr(TensorRtRunner, "run", spoiled)
+    with pytest.raises(EngineError, match=reason):
+        open_runner("item", "fp16")
+
+
+@pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (lambda maps: maps[-1:] * 1.5, r"sums to 1\.5"),

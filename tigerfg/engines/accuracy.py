@@ -7,7 +7,11 @@ import numpy as np
 # The smallest cosine with the float32 model that any picture may have.
 THRESHOLDS = {"fp32": 0.9999, "fp16": 0.9995, "bf16": 0.995, "int8": 0.99, "fp8": 0.99}
 
-# The largest mean distance of grounding maps (total variation, 0 to 1) that a precision may have.
+# How far the length of an embedding may be off 1: float16's rounding of 256 values is 1e-4 at most.
+LENGTH_ERROR = 1e-3
+
+# The largest mean distance of grounding maps, and of token weights (total variation, 0 to 1), that
+# a precision may have.
 MAP_DISTANCES = {"fp32": 0.001, "fp16": 0.01, "bf16": 0.03, "int8": 0.05, "fp8": 0.1}
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tigerfg.engines.accuracy import MAP_DISTANCES, THRESHOLDS, cosines, map_distances
+from tigerfg.engines.accuracy import LENGTH_ERROR, MAP_DISTANCES, THRESHOLDS, cosines, map_distances
 from tigerfg.engines.base import INPUTS, Arrays
 from tigerfg.engines.trt_engine import BatchRange
 from tigerfg.errors import EngineError
 
-# How far the sum of a grounding map, one in float32, may be off: 200 weights of float16's precision
-# are off by 1e-3 together at most.
+# How far the sum of a grounding map or of token weights, one in float32, may be off: 200 weights of
+# float16's precision are off by 1e-3 together at most.
 MAP_SUM = 1e-2
 
 
@@ -35,8 +35,8 @@ def prove(
         items map_distance: of each picture's map in its worst place, the mean over the pictures.
 
     Raises:
-        EngineError: the worst cosine is below the precision's threshold, the maps are farther off
-            than it allows, or one is none.
+        EngineError: the worst cosine is below the precision's threshold, an embedding has not the
+            length 1, the maps are farther off than it allows, or one is none.
     """
     given = {name: check[f"{tower}_{name}"] for name in INPUTS[tower]}
     given["pixels"] = given["pixels"].astype(np.float32)
@@ -53,14 +53,22 @@ def prove(
                 f"refused: the {tower} {precision} engine's worst cosine with the float32 model "
                 f"is {worst:.5f} at batch {batch}, {threshold} is needed; use another precision"
             )
+        lengths = np.linalg.norm(outputs["embedding"].astype(np.float64), axis=1)
+        if not np.abs(lengths - 1).max() <= LENGTH_ERROR:
+            raise EngineError(
+                f"refused: an embedding of the {tower} {precision} engine has the length "
+                f"{lengths[np.abs(lengths - 1).argmax()]:.4f} at batch {batch}, not 1; use another "
+                "precision"
+            )
         if tower == "item":
-            sums = outputs["grounding_map"].sum(axis=1, dtype=np.float64)
-            if not np.abs(sums - 1).max() <= MAP_SUM:
-                raise EngineError(
-                    f"refused: a grounding map of the item {precision} engine sums to "
-                    f"{sums[np.abs(sums - 1).argmax()]:.4f} at batch {batch}, not to 1; use "
-                    "another precision"
-                )
+            for name in ("grounding_map", "token_weights"):
+                sums = outputs[name].sum(axis=1, dtype=np.float64)
+                if not np.abs(sums - 1).max() <= MAP_SUM:
+                    raise EngineError(
+                        f"refused: a row of the {name} of the item {precision} engine sums to "
+                        f"{sums[np.abs(sums - 1).argmax()]:.4f} at batch {batch}, not to 1; use "
+                        "another precision"
+                    )
             expected = check["item_grounding_map"][rows]
             np.maximum.at(gaps, rows, map_distances(outputs["grounding_map"], expected))
     every = np.concatenate(found)
