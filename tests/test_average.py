@@ -134,6 +134,12 @@ def test_models_that_differ_are_refused(saved, tmp_path):
     wider = saved("wider", 1, replace(CONV, embedding_dim=48))
     with pytest.raises(InputError, match=r"embedding_dim is 32 in .*first and 48 in .*wider"):
         average_checkpoints([first, wider], tmp_path / "mean")
+    told = HF.vision.hf_config | {"layer_norm_eps": 0.1}
+    more = saved("more", 1, replace(HF, vision=replace(HF.vision, hf_config=told)))
+    plain = saved("plain", 1, HF)
+    for pair in ([plain, more], [more, plain]):  # whichever knows the setting
+        with pytest.raises(InputError, match=r"hf_config\.layer_norm_eps is"):
+            average_checkpoints(pair, tmp_path / "mean")
     words = tokenizer_file(tmp_path / "fewer.json", 40)
     with pytest.raises(InputError, match="other tokenizers"):
         average_checkpoints([first, saved("words", 1, tokenizer=words)], tmp_path / "mean")

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tigerfg import bundle as module
 from tigerfg.bundle import Bundle
+from tigerfg.bundle_files import BundleFiles
 from tigerfg.errors import BundleError
 from tigerfg.files import sha256_file
 from tigerfg.images import Preprocessing
@@ -258,6 +259,15 @@ def test_a_file_is_read_once_for_all_its_uses(folder, monkeypatch):
     assert sorted(read[2:]) == sorted(
         file.name for file in folder.glob("*.*") if file.name != "manifest.json"
     )
+
+
+def test_a_file_is_compared_with_each_of_its_records(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    right = {"file": "file", "sha256": hashlib.sha256(b"abc").hexdigest(), "bytes": 3}
+    files = BundleFiles(tmp_path)
+    assert files.whole(right) == tmp_path / "file"
+    with pytest.raises(BundleError, match="damaged"):
+        files.whole({**right, "sha256": "0" * 64})
 
 
 def test_a_tokenizer_that_was_recorded_broken(folder):

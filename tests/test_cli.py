@@ -348,7 +348,10 @@ def test_doctor_without_a_model_still_shows_the_machine(tmp_path):
 
 
 def test_doctor_shows_the_choice_for_each_tower(shop, monkeypatch):
-    def choose(bundle: object, tower: str, threads: int) -> Choice:
+    again = []
+
+    def choose(bundle: object, tower: str, threads: int, refresh: bool) -> Choice:
+        again.append(refresh)
         rows = (
             Candidate("openvino", "fp32", 1.25, 1.0, ""),
             Candidate("onnx", "int8", None, None, "broken"),
@@ -368,6 +371,9 @@ def test_doctor_shows_the_choice_for_each_tower(shop, monkeypatch):
     monkeypatch.setattr(FakeBundle, "attention_crop", AttentionCrop(0.3, 0.75))
     result = run("doctor", "--threads", "1")
     assert "attention crop threshold 0.3, weight 0.75" in " ".join(result.stdout.split())
+    assert not any(again)
+    assert run("doctor", "--again").exit_code == 0
+    assert again[-2:] == [True, True]
 
 
 def test_parsers():

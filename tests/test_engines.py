@@ -254,6 +254,11 @@ def test_another_export_of_the_checkpoint_is_another_choice(small_bundle):
     bundle.manifest["towers"]["query"]["int8"]["sha256"] = "0" * 64  # calibrated on other pictures
     assert file() != before["auto"]
     assert file("fp32") == before["fp32"]
+    bundle.manifest["parity"]["query"]["int8"]["cosine_mean"] = 0.9  # not to be chosen
+    after = file()
+    assert after != before["auto"]
+    requested = tuple(select._requested(bundle, "auto", "auto"))
+    assert select.cache_file(bundle, "query", requested, 1, explicit=True) != after
     bundle.manifest["weights"]["sha256"] = "0" * 64
     assert file("fp32") != before["fp32"]
 
