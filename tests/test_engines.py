@@ -266,7 +266,7 @@ def test_another_export_of_the_checkpoint_is_another_choice(small_bundle):
 def test_the_cache_may_be_broken_or_read_only(small_bundle, tmp_path, monkeypatch, caplog):
     bundle = Bundle.open(small_bundle)
     requested = tuple(select._requested(bundle, "auto", "fp32"))
-    file = select.cache_file(bundle, "query", requested, 1)
+    file = select.cache_file(bundle, "query", requested, 1, explicit=True)
     file.parent.mkdir(parents=True)
     file.write_text("{broken")
     choice = choose(bundle, "query", precision="fp32", threads=1)
