@@ -196,6 +196,33 @@ def test_other_versions_are_refused(suite, tmp_path):
         Manifest.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "name", ["standard/items.jsonl", "train/00000.parquet", "photo.jpg", "manifest.json", "train"]
+)
+def test_a_directory_of_other_files_is_left_as_it_is(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    (tmp_path / ".download.part").write_text("half")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"give a new or empty directory|not the manifest"):
+        build(tmp_path, small(PAIRS), workers=1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_start_left_is_built_on_and_parts_of_others_are_kept(suite, tmp_path):
+    (tmp_path / "train").mkdir()
+    for name in (".lock", "cutouts.sqlite", "cutouts.sqlite-wal", ".manifest.json.77.part"):
+        (tmp_path / name).touch()
+    build(tmp_path, small(PAIRS), workers=1)
+    assert tree(tmp_path) == tree(suite)
+    kept = [tmp_path / ".mine.part", tmp_path / "notes" / ".mine.part"]
+    kept[1].parent.mkdir()
+    for part in kept:
+        part.touch()
+    build(tmp_path, small(PAIRS), workers=1)
+    assert all(part.exists() for part in kept)
+
+
 def test_one_builder_at_a_time(suite):
     with sole_builder(suite), pytest.raises(InputError, match="another process is building"):
         build(suite, small(PAIRS), workers=1)

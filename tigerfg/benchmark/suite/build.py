@@ -16,7 +16,7 @@ from tigerfg.errors import InputError
 from . import cutouts
 from .catalog_source import CatalogSource
 from .evalset import assemble, chunk_path, chunk_products, chunks, make_chunk, still_there
-from .files import remove_parts, sole_builder
+from .files import check_place, remove_parts, sole_builder
 from .manifest import Manifest
 from .pairs import shard_pairs
 from .schema import LAYOUTS, pair_schema
@@ -61,18 +61,19 @@ def build(
     call, for any number of workers.
 
     Args:
-        out: a directory, made where it is missing.
+        out: a directory: new, empty, or of a suite to go on with.
         catalog: a user's catalogue (`read_items`) instead of rendered products. Its cut-outs are
             kept in out/cutouts.sqlite.
         workers: processes, None for one a CPU.
         progress: called with (what, done, total): "cut-outs", "evaluation" (products), "pairs".
 
     Raises:
-        InputError: ``out`` has a suite with other settings, or another process is at it; the
-            catalogue cannot be read or has too few usable products.
+        InputError: ``out`` has a suite with other settings or other files, or another process is
+            at it; the catalogue cannot be read or has too few usable products.
         MissingExtraError: pyarrow is not installed.
     """
     pair_schema()  # a missing pyarrow is told before anything is made
+    check_place(out)
     told = progress or (lambda what, done, total: None)
     (out / "train").mkdir(parents=True, exist_ok=True)
     wanted = workers or os.cpu_count() or 1
