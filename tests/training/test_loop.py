@@ -209,6 +209,10 @@ def test_existing_run_is_not_overwritten_and_nothing_is_not_resumed(
         train(config(finished["plain"]), show_progress=False)
     with pytest.raises(InputError, match="no state to resume"):
         train(config(tmp_path / "none"), resume=True, show_progress=False)
+    for name in ("checkpoint", "checkpoint-0-crops"):  # of a run whose state was removed
+        (tmp_path / name / name).mkdir(parents=True)
+        with pytest.raises(InputError, match=f"holds {name}; name another directory"):
+            train(config(tmp_path / name), show_progress=False)
 
 
 def test_damaged_state_is_an_input_error(out: Path) -> None:

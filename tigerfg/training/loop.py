@@ -40,11 +40,11 @@ def train(config: TrainConfig, resume: bool = False, show_progress: bool = True)
     order of sums. A killed run goes on with `resume`, to the bit if the ranks are as many.
 
     Args:
-        resume: go on from the state in `out`; without it `out` must hold no state.
+        resume: go on from the state in `out`; without it `out` must hold no state or checkpoint.
 
     Raises:
-        InputError: `out` already has a state and resume is off, or there is nothing to resume, or
-            it is of another recipe.
+        InputError: `out` already has a state or a checkpoint and resume is off, or there is
+            nothing to resume, or it is of another recipe.
         TigerfgError: a loss or gradient is not finite, or a stage's gradients were all zero; the
             last state is untouched.
     """
@@ -52,6 +52,9 @@ def train(config: TrainConfig, resume: bool = False, show_progress: bool = True)
     if resume != file.exists():
         wrong = "holds no state to resume" if resume else "already has a run; add --resume"
         raise InputError(f"out: {config.out} {wrong}")
+    made = [made for name in ("checkpoint", "checkpoint-*") for made in file.parent.glob(name)]
+    if made and not resume:
+        raise InputError(f"out: {config.out} holds {made[0].name}; name another directory")
     if resume:
         check_recipe(load_progress(file).recipe, recipe_of(config))
     torch.set_num_threads(config.threads or cores_of_rank())
