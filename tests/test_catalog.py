@@ -179,6 +179,16 @@ def test_folder_of_images(tmp_path, caplog):
     assert [reject.reason for reject in rejects] == ["item_id 'sub/b' is a duplicate"]
 
 
+def test_a_folder_of_catalogues_is_no_folder_of_images(tmp_path):
+    for name in ("cluttered", "standard"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "items.jsonl", record("a"))
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(InputError) as caught:
+        read_items(tmp_path)
+    assert f"give {tmp_path / 'cluttered'} or {tmp_path / 'standard'}" in str(caught.value)
+
+
 def test_csv(tmp_path):
     (tmp_path / "items.csv").write_bytes(
         b"\xef\xbb\xbfitem_id,image,title,attributes,target_box,brand\r\n"

@@ -46,11 +46,16 @@ def read_items(path: str | os.PathLike, on_reject: OnReject | None = None) -> It
             field, duplicate id); the others are yielded. Without it the first one raises.
 
     Raises:
-        InputError: the path cannot be read, or, without ``on_reject``, a record cannot be used.
+        InputError: the path cannot be read, or, without ``on_reject``, a record cannot be used; a
+            directory without items has folders that have some.
     """
     path = Path(path)
     file = record_file(path, "items")
     if file is None:
+        if there := _folders_with(path, "items"):
+            raise InputError(
+                f"{path}: the directory has no items.jsonl, .parquet or .csv: give {there}"
+            )
         return _report_textless(_unique(_image_folder(path), Item, path, on_reject), path)
     return _report_textless(_unique(_rows(file), Item, file, on_reject), file)
 
@@ -76,8 +81,7 @@ def read_queries(path: str | os.PathLike, on_reject: OnReject | None = None) -> 
     path = Path(path)
     file = record_file(path, "queries")
     if file is None:
-        inner = (folder for folder in sorted(path.iterdir()) if folder.is_dir())
-        there = " or ".join(str(folder) for folder in inner if record_file(folder, "queries"))
+        there = _folders_with(path, "queries")
         raise InputError(
             f"{path}: the directory has no queries.jsonl, .parquet or .csv"
             + (f": give {there}" if there else "")
@@ -125,6 +129,12 @@ def record_file(path: Path, stem: str) -> Path | None:
             "or a directory"
         )
     return path
+
+
+def _folders_with(path: Path, stem: str) -> str:
+    """The folders right in a directory that have such records, as "one or other"; "" for none."""
+    inner = (folder for folder in sorted(path.iterdir()) if folder.is_dir())
+    return " or ".join(str(folder) for folder in inner if record_file(folder, stem))
 
 
 def picture_files(path: Path, stem: str) -> Iterator[str]:
