@@ -16,7 +16,7 @@ from fakes import DIM, FakeBundle, FakeEngine, picture, save_picture
 from PIL import Image
 
 from tigerfg.bundle import DEFAULT_MODEL
-from tigerfg.errors import BundleError, CatalogError, InputError
+from tigerfg.errors import BundleError, CatalogError, EngineError, InputError
 from tigerfg.index.collection import Collection
 from tigerfg.query_sample import query_embeddings
 from tigerfg.records import Item, Query, Rejected
@@ -390,6 +390,11 @@ def test_k_and_empty_catalogue(searcher):
         (lambda s: s.add([], batch_size=0), "batch_size"),
         (lambda s: s.get("\ud800"), "Unicode"),
         (lambda s: s.delete(None), "give one of them"),
+        (lambda s: s.delete([{"a": 1}]), "item id is of type dict"),
+        (lambda s: s.delete([["a"]]), "item id is of type list"),
+        (lambda s: s.delete({"price": 5}), "give ids, or a filter as where="),
+        (lambda s: s.verify(seed=-1), "seed -1 must be a whole number"),
+        (lambda s: s.verify(seed="a"), "seed 'a' must be a whole number"),
         (lambda s: s.search_batch([picture(1)], boxes=3), "boxes: give a list"),
     ],
 )
@@ -705,6 +710,38 @@ def test_a_refused_create_leaves_nothing_in_the_directory(tmp_path):
     with pytest.raises(CatalogError, match="holiday"):
         Searcher.create(tmp_path, FakeBundle())
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"engine": "onxx"}, "engine: 'onxx' is unknown"),
+        ({"engine": 5}, "engine 5: give a name"),
+        ({"engine": "tensorrt"}, "has nothing for GPUs"),
+        ({"engine": "torch", "precision": "int8"}, "runs fp32, not 'int8'"),
+        ({"precision": "fp31"}, "precision: 'fp31' is unknown"),
+        ({"threads": 0}, "threads 0 must be"),
+        ({"model": 5}, "model 5: give a bundle"),
+        ({"gpu": 5}, "gpu 5: give auto"),
+    ],
+)
+def test_what_the_first_add_would_refuse_makes_no_catalogue(tmp_path, options, words):
+    with pytest.raises((EngineError, InputError), match=words):
+        Searcher.create(tmp_path / "shop", **{"model": FakeBundle(), **options})
+    assert not (tmp_path / "shop").exists()
+    Searcher.create(tmp_path / "shop", FakeBundle()).close()
+    with pytest.raises((EngineError, InputError), match=words):
+        Searcher.open(tmp_path / "shop", **{"model": FakeBundle(), **options})
+    Searcher.open(tmp_path / "shop", FakeBundle()).close()  # nobody has it open
+
+
+def test_a_place_must_be_a_path(tmp_path):
+    for call in (Searcher.open, Searcher.create):
+        with pytest.raises(InputError, match="path 5: give a catalogue's directory"):
+            call(5)
+    made = Searcher.create(tmp_path, FakeBundle())
+    with made, pytest.raises(InputError, match="path 5: give a new or empty directory"):
+        made.snapshot(5)
 
 
 def test_k_may_be_a_numpy_integer(searcher):

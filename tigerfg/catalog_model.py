@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tigerfg.bundle import Bundle
-from tigerfg.errors import BundleError, CatalogError
+from tigerfg.errors import BundleError, CatalogError, InputError
 from tigerfg.index.gpu import GpuSettings
 from tigerfg.index.places import Place, open_collection
 
@@ -38,8 +38,16 @@ def open_with_model(
 
 
 def as_bundle(model: Model) -> Bundle:
-    """A bundle from its directory or name, or one that is open."""
-    return Bundle.open(model) if isinstance(model, (str, os.PathLike)) else model
+    """A bundle from its directory or name, or one that is open.
+
+    Raises:
+        BundleError: it cannot be used. InputError: it is none.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return Bundle.open(model)
+    if not hasattr(model, "fingerprint"):
+        raise InputError(f"model {model!r}: give a bundle, its directory or a name")
+    return model
 
 
 def recorded_name(model: Model | None, bundle: Bundle) -> str:

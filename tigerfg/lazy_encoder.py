@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from tigerfg.encoder import Encoder
+from tigerfg.errors import InputError
 
 if TYPE_CHECKING:
     from tigerfg.bundle import Bundle
@@ -18,11 +19,21 @@ class LazyEncoder:
     Args:
         engine, precision, threads: as `tigerfg.engines.open_engine` takes them, or an engine that
             is open already, which the caller closes.
+
+    Raises:
+        EngineError, InputError, MissingExtraError: of a request that cannot be met, where that is
+            known before the start.
     """
 
     def __init__(
         self, bundle: Bundle, engine: str | Engine, precision: str, threads: int | None
     ) -> None:
+        if isinstance(engine, str):
+            from tigerfg.engines import check_request
+
+            check_request(bundle, engine, precision, threads)
+        elif not hasattr(engine, "encode_items"):
+            raise InputError(f"engine {engine!r}: give a name, or an engine that is open")
         self.bundle = bundle
         self._engine, self._precision, self._threads = engine, precision, threads
         self._encoder: Encoder | None = None

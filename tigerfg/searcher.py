@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tigerfg.bundle import DEFAULT_MODEL, Bundle
+from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.catalog_model import Model, as_bundle, open_with_model, recorded_name
-from tigerfg.errors import CatalogError
+from tigerfg.errors import CatalogError, InputError
 from tigerfg.index.collection import Collection
 from tigerfg.index.gpu import GpuSettings
 from tigerfg.index.places import Place, create_collection, holds_catalog
@@ -41,15 +41,8 @@ class Searcher(CatalogWriter):
             hits = searcher.search("photo.jpg", box=(40, 60, 300, 340), k=5)
     """
 
-    def __init__(
-        self,
-        collection: Collection | MilvusCollection,
-        model: Bundle,
-        engine: str | Engine,
-        precision: str,
-        threads: int | None,
-    ) -> None:
-        super().__init__(collection, LazyEncoder(model, engine, precision, threads))
+    def __init__(self, collection: Collection | MilvusCollection, encoder: LazyEncoder) -> None:
+        super().__init__(collection, encoder)
         self._process = os.getpid()
 
     @classmethod
@@ -86,7 +79,7 @@ class Searcher(CatalogWriter):
         Raises:
             CatalogError: the directory is neither new nor empty, or cannot be written; the
                 collection exists, or the server refuses.
-            BundleError: the model cannot be used.
+            BundleError, EngineError: the model or the engine cannot be used.
         """
         settings = IndexSettings(index, target_recall, memory_budget)
         if exist_ok and holds_catalog(path):
@@ -99,6 +92,7 @@ class Searcher(CatalogWriter):
             return searcher
         model = DEFAULT_MODEL if model is None else model
         bundle = as_bundle(model)
+        encoder = LazyEncoder(bundle, engine, precision, threads)
         collection = create_collection(
             path,
             model=recorded_name(model, bundle),
@@ -107,7 +101,7 @@ class Searcher(CatalogWriter):
             settings=settings,
             gpu=_gpu(gpu),
         )
-        return cls(collection, bundle, engine, precision, threads)
+        return cls(collection, encoder)
 
     @classmethod
     def open(
@@ -130,10 +124,14 @@ class Searcher(CatalogWriter):
         Raises:
             CatalogError: no catalogue, damaged, made with another model, or open for writing
                 elsewhere.
-            BundleError: the model cannot be used.
+            BundleError, EngineError: the model or the engine cannot be used.
         """
         collection, bundle = open_with_model(path, model, read_only, _gpu(gpu))
-        return cls(collection, bundle, engine, precision, threads)
+        try:
+            return cls(collection, LazyEncoder(bundle, engine, precision, threads))
+        except BaseException:
+            collection.close()
+            raise
 
     def snapshot(self, path: str | os.PathLike) -> Path:
         """Copy the catalogue, at one state of it, to a new or empty directory; returns that.
@@ -142,12 +140,15 @@ class Searcher(CatalogWriter):
         before the call is in the copy. The copy is opened like any catalogue.
 
         Raises:
+            InputError: path is none.
             CatalogError: the directory is neither new nor empty, or cannot be written: nothing of
                 the copy stays.
         """
         self._collection.require_open()
         if self._collection.folder is None:
             raise CatalogError(f"{self._collection.path}: make backups with Milvus's own tools")
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError(f"path {path!r}: give a new or empty directory")
         target = Path(path).absolute()
         self._collection.require_place("write a snapshot")
         copy_catalog(self._collection.folder, target)
@@ -161,9 +162,9 @@ class Searcher(CatalogWriter):
             seed: of the sample.
 
         Raises:
-            InputError: sample is negative. Damage is reported, never raised.
+            InputError: sample or seed is negative. Damage is reported, never raised.
         """
-        sample = whole_number(sample, "sample", least=0)
+        sample, seed = whole_number(sample, "sample", 0), whole_number(seed, "seed", 0)
         self._collection.require_open()
         return verify(self._collection, self._get_encoder, sample, seed)
 

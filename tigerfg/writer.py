@@ -14,6 +14,7 @@ from tigerfg.errors import InputError
 from tigerfg.fetch_limits import FetchLimits
 from tigerfg.index.collection import Collection
 from tigerfg.index.index_stats import IndexStats
+from tigerfg.index.stored import checked_id
 from tigerfg.index.where import always, parse_filter
 from tigerfg.ingest import ingest
 from tigerfg.ingest_run import OnProgress
@@ -165,9 +166,11 @@ class CatalogWriter(CatalogReader):
                     'give {"item_id": {"$exists": True}}'
                 )
             return self._collection.delete_matching(where)
+        if isinstance(item_ids, Mapping):
+            raise InputError("item_ids is an object: give ids, or a filter as where=")
         if not isinstance(item_ids, Iterable):
             raise InputError(f"item_ids is of type {type(item_ids).__name__}: give ids")
-        wanted = {item_ids} if isinstance(item_ids, str) else set(item_ids)
+        wanted = {item_ids} if isinstance(item_ids, str) else set(map(checked_id, item_ids))
         deleted = self._collection.delete(wanted)
         if deleted < len(wanted):
             logger.warning(

@@ -15,7 +15,7 @@ def command(
     sample: Annotated[
         int, typer.Option("--sample", min=0, help="Items to encode again and compare; 0: none.")
     ] = 64,
-    seed: Annotated[int, typer.Option("--seed", help="Of the sample.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample.")] = 0,
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,

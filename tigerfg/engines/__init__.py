@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tigerfg.engines.base import Engine, EngineInfo, ItemEncoding
-from tigerfg.engines.factory import ENGINES, available_engines, open_engine
+from tigerfg.engines.factory import ENGINES, available_engines, check_request, open_engine
 from tigerfg.engines.select import Candidate, Choice, choose
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "EngineInfo",
     "ItemEncoding",
     "available_engines",
+    "check_request",
     "choose",
     "open_engine",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tigerfg.bundle import TOWERS
 from tigerfg.engines import select
@@ -44,8 +44,8 @@ def open_engine(
     """Open an engine on a bundle; each tower is loaded when it is first used.
 
     Args:
-        bundle: a Bundle, its directory or the name of a shipped one; for engine "torch" a
-            checkpoint, or a directory or name of a bundle that holds its parameters.
+        bundle: a Bundle, its directory or the name of a shipped one; for engine "torch" one that
+            holds its parameters, or a checkpoint.
         engine: "tensorrt", "tensorrt-rtx", "onnx", "openvino", "torch", or "auto": on a GPU if
             bundle and machine allow it (a reason why not is logged once), else what a short
             measurement on this machine finds fastest, per tower, remembered in the user's cache
@@ -61,30 +61,44 @@ def open_engine(
         InputError: threads is no number above 0.
         MissingExtraError: the engine's package is not installed.
     """
-    if engine not in (*ENGINES, "auto"):
-        raise EngineError(f"engine: {engine!r} is unknown; choose auto, {', '.join(ENGINES)}")
-    threads = thread_count(threads)
-    if engine == "torch":
-        if precision not in ("auto", "fp32"):
-            raise EngineError(f"precision: the torch engine runs fp32, not {precision!r}")
-        from tigerfg.engines.torch import TorchEngine
-
-        if not isinstance(bundle, (str, os.PathLike)):
-            raise EngineError(
-                "engine: torch takes a checkpoint's or bundle's path: give bundle.path"
-            )
-        return TorchEngine(bundle, threads)
-    if isinstance(bundle, (str, os.PathLike)):
+    if isinstance(bundle, (str, os.PathLike)) and engine != "torch":
         from tigerfg.bundle import Bundle
 
         bundle = Bundle.open(bundle)
+    check_request(bundle, engine, precision, threads)
+    threads = thread_count(threads)
+    if engine == "torch":
+        from tigerfg.engines.torch import TorchEngine
+
+        return TorchEngine(getattr(bundle, "path", bundle), threads)
     if engine == "auto" and (chosen := gpu_engine(bundle, precision)) is not None:
         engine = chosen
     if engine in NAMES:
         return BundleEngine(bundle, GpuTowers(bundle, engine, precision), threads)
-    if engine != "auto" and engine not in available_engines():
-        raise MissingExtraError(f"the engine {engine!r}", ENGINES[engine], "cpu")
     return BundleEngine(bundle, select.CpuTowers(bundle, engine, precision, threads), threads)
+
+
+def check_request(bundle: Any, engine: str, precision: str, threads: int | None) -> None:
+    """Raise what `open_engine` raises of a request that cannot be met, as far as it can be told
+    without starting an engine or looking for a GPU; "auto" takes what there is.
+
+    Args:
+        bundle: an open one; of engine "torch" it is not looked at.
+    """
+    if engine not in (*ENGINES, "auto"):
+        raise EngineError(f"engine: {engine!r} is unknown; choose auto, {', '.join(ENGINES)}")
+    thread_count(threads)
+    if engine == "torch":
+        if precision not in ("auto", "fp32"):
+            raise EngineError(f"precision: the torch engine runs fp32, not {precision!r}")
+    elif engine in NAMES:
+        GpuTowers(bundle, engine, precision)
+    elif engine != "auto" and engine not in available_engines():
+        raise MissingExtraError(f"the engine {engine!r}", ENGINES[engine], "cpu")
+    else:
+        on_gpu = ("auto", *bundle.gpu.precisions) if bundle.gpu else ("auto",)
+        if engine != "auto" or precision not in on_gpu:
+            select.check_request(bundle, engine, precision)
 
 
 class Towers(Protocol):

@@ -38,6 +38,8 @@ def _kind(place: Place) -> type[Collection] | type[MilvusCollection]:
         from tigerfg.index.milvus import MilvusCollection
 
         return MilvusCollection
+    if not isinstance(place, (str, os.PathLike)):
+        raise InputError(f"path {place!r}: give a catalogue's directory or address")
     if isinstance(place, str) and "://" in place:
         raise InputError(f"catalogue {place!r}: give a directory, or an address milvus://...")
     return Collection
