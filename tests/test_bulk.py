@@ -341,6 +341,7 @@ def test_commands(items, tmp_path):
     load = [*CLI, "load", out, "--catalog", catalog]
     loaded = subprocess.run(load, capture_output=True, text=True, check=True)
     assert loaded.stdout.startswith("32 added in ")
+    assert "encoded" not in loaded.stdout
     assert loaded.stdout.rstrip().endswith("holds 32 items")
     repeated = subprocess.run(load, capture_output=True, text=True, check=True)
     assert "32 unchanged" in repeated.stdout
@@ -374,6 +375,20 @@ def test_a_new_catalogue_takes_the_model_of_the_vectors(items, tmp_path):
         assert (done.returncode, said in done.stdout) == (0, True), done
     with Searcher.open(shop, read_only=True) as searcher:
         assert searcher.model.name == "tiny"
+
+
+def test_vectors_that_cannot_be_loaded_make_no_catalogue(vectors, tmp_path):
+    part = shutil.copytree(vectors, tmp_path / "vectors")
+    next(part.glob("*.vectors.parquet")).unlink()
+    for args, words in (
+        ([vectors, "--model", "tiny"], "was encoded by the model"),
+        ([part], "is not complete: 1 of 8 units are missing"),
+        ([tmp_path / "nowhere"], "holds no encode.json"),
+    ):
+        command = [*CLI, "load", *map(str, args), "--catalog", str(tmp_path / "shop")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, words in done.stderr) == (1, True), done
+        assert not (tmp_path / "shop").exists()
 
 
 @pytest.mark.slow

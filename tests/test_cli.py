@@ -141,6 +141,7 @@ def test_bad_input_is_one_line(shop, args, words):
 
 
 def test_unknown_model_is_one_line(tmp_path):
+    (tmp_path / "items.jsonl").write_text('{"item_id": "a", "image": "a.png"}')
     result = shell("index", "--items", ".", "--model", "giant", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
     assert len(result.stderr.splitlines()) == 1
@@ -229,7 +230,13 @@ def test_update_changes_fields_and_lists_what_it_cannot(shop):
     assert run("update", "changes.csv").exit_code == 1
     (shop / "changes.csv").write_text("item_id,stock,note\ni1,7,\n")
     assert run("update", "changes.csv").exit_code == 0
-    for wrong, words in ((".", "is a directory"), ("changes.txt", "no such file")):
+    (shop / "empty.jsonl").write_text("\n")
+    wrongs = (
+        (".", "is a directory"),
+        ("changes.txt", "no such file"),
+        ("empty.jsonl", "no change"),
+    )
+    for wrong, words in wrongs:
         failed = run("update", wrong)
         assert (failed.exit_code, words in failed.stderr) == (1, True)
 
@@ -276,6 +283,22 @@ def test_index_with_nothing_good_fails(shop):
     assert result.exit_code == 1
     assert "... and 3 more" in result.stderr
     assert_one_line(run("index", "--items", "items.jsonl", "--split", "dev"), 1, "split=dev")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--items", "empty.jsonl"], "empty.jsonl: no item"),
+        (["--items", "items.jsonl", "--split", "dev"], "items.jsonl: no item with split=dev"),
+        (["--items", "items.txt"], "unknown kind of file"),
+        (["--items", "items.jsonl", "--engine", "onxx"], "'onxx' is unknown"),
+    ],
+)
+def test_index_that_cannot_begin_makes_no_catalogue(shop, args, words):
+    (shop / "empty.jsonl").touch()
+    (shop / "items.txt").touch()
+    assert_one_line(run("index", *args), 1, words)
+    assert not (shop / "catalog").exists()
 
 
 def test_index_tells_its_stages(shop):

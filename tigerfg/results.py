@@ -97,7 +97,7 @@ class AddReport:
 
     @property
     def images_per_second(self) -> float:
-        """Items encoded and stored a second."""
+        """Items stored a second with their vectors, which, but for `load`, were encoded."""
         return (self.added + self.replaced) / self.seconds if self.seconds > 0 else 0.0
 
     def __str__(self) -> str:
@@ -108,8 +108,10 @@ class AddReport:
             "unchanged": self.unchanged,
             "rejected": len(self.rejected),
         }
-        parts = [f"{count} {what}" for what, count in counts.items() if count] or ["0 added"]
-        encoded = f" ({self.images_per_second:.0f} encoded/s)" if self.images_per_second else ""
+        parts = [f"{count} {what}" for what, count in counts.items() if count] or ["0 items"]
+        encoded = ""
+        if "encode" in self.stages and self.images_per_second:  # else nothing was
+            encoded = f" ({self.images_per_second:.0f} encoded/s)"
         return f"{', '.join(parts)} in {self.seconds:.1f} s{encoded}"
 
 

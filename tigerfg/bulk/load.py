@@ -33,15 +33,8 @@ def load(
     progress: OnProgress = None,
 ) -> AddReport:
     """See `Searcher.load`."""
-    storage = Storage(place)
-    manifest, meta = read_manifest(storage), collection.meta
-    if manifest["fingerprint"] != meta.fingerprint:
-        raise CatalogError(
-            f"{storage.place} was encoded by the model {manifest['model']} "
-            f"({manifest['fingerprint'][:12]}), {collection.path} holds vectors of {meta.model} "
-            f"({meta.fingerprint[:12]}): encode it again with that one"
-        )
-    names = _files(storage, manifest, partial)
+    storage, meta = Storage(place), collection.meta
+    names = results_of(storage, meta.model, meta.fingerprint, partial)
     with IngestRun(collection.folder, progress) as run:
         for batch in _batches(storage, names, meta.embedding_dim):
             _load(batch, collection, replace, run)
@@ -77,14 +70,26 @@ def _load(
         run.stored(len(wanted), collection.put(list(wanted.values()), replace))
 
 
-def _files(storage: Storage, manifest: dict[str, Any], partial: bool) -> list[str]:
-    """Names of the job's results; InputError if some are missing, unless ``partial``."""
+def results_of(storage: Storage, model: str, fingerprint: str, partial: bool) -> list[str]:
+    """Names of a job's results, for a catalogue of that model.
+
+    Raises:
+        InputError: there is no job, or some results are missing, unless ``partial``.
+        CatalogError: another model made them.
+    """
+    manifest = read_manifest(storage)
+    if manifest["fingerprint"] != fingerprint:
+        raise CatalogError(
+            f"{storage.place} was encoded by the model {manifest['model']} "
+            f"({manifest['fingerprint'][:12]}), the catalogue's is {model} ({fingerprint[:12]}): "
+            "encode it again with that one"
+        )
     wanted, there = [name + VECTORS for name in unit_names(manifest)], set(storage.names())
     missing = [name for name in wanted if name not in there]
     if missing and not partial:
         raise InputError(
             f"{storage.place} is not complete: {len(missing)} of {len(wanted)} units are missing, "
-            f"such as {missing[0]}; repeat `tigerfg encode`, or load what is there as partial"
+            f"such as {missing[0]}; repeat `tigerfg encode`, or load what is there (--partial)"
         )
     return [name for name in wanted if name in there]
 

@@ -31,7 +31,7 @@ class Storage:
         try:
             from pyarrow import ArrowException, fs
         except ImportError as error:
-            raise MissingExtraError("encoding parquet files", "pyarrow", "scale") from error
+            raise MissingExtraError("reading and writing parquet", "pyarrow", "scale") from error
         self.place = os.fspath(place)
         try:
             if "://" in self.place:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tigerfg.cli import options
-from tigerfg.cli.console import ingest_progress, print_report, say
+from tigerfg.cli.console import ingest_progress, print_report
+from tigerfg.errors import InputError
 from tigerfg.fetch_limits import FetchLimits
 
 if TYPE_CHECKING:
@@ -67,6 +69,10 @@ def command(
     limits = FetchLimits(
         connections=connections, timeout=timeout, deadline=deadline, attempts=attempts
     )
+    entries = _entries(items, split)
+    first = next(entries, None)  # before a catalogue is made: what cannot be read comes first
+    if first is None:
+        raise InputError(f"{items}: no item" + (f" with split={split}" if split else ""))
     with Searcher.create(
         catalog,
         model=model,
@@ -80,17 +86,14 @@ def command(
     ) as searcher:
         with ingest_progress("indexing", _line_count(items) if split is None else None) as report:
             put = searcher.upsert if upsert else searcher.add
-            result = put(
-                _entries(items, split), progress=report, limits=limits, refetch=not no_refetch
-            )
+            given = chain([first], entries)
+            result = put(given, progress=report, limits=limits, refetch=not no_refetch)
         print_report(result, searcher)
     if result.added + result.replaced:
         spent = sorted(result.stages.items(), key=lambda stage: -stage[1])
         shown = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent)
         typer.echo(f"stages, overlapping: {shown}")
     if not result.stored:
-        if not result.rejected:
-            say(f"error: {items}: no item" + (f" with split={split}" if split else ""))
         raise typer.Exit(1)
 
 

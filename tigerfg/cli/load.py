@@ -30,12 +30,16 @@ def command(
     The exit code is 1 if every item was refused.
     """
     from tigerfg.bulk.job import read_manifest
+    from tigerfg.bulk.load import results_of
     from tigerfg.bulk.storage import Storage
+    from tigerfg.bundle import Bundle
     from tigerfg.index.places import holds_catalog
     from tigerfg.searcher import Searcher
 
-    if model is None and not holds_catalog(catalog):
-        model = read_manifest(Storage(vectors))["model"]
+    if not holds_catalog(catalog):  # what cannot be loaded is refused before one is made
+        storage = Storage(vectors)
+        model = model or read_manifest(storage)["model"]
+        results_of(storage, model, Bundle.open(model).fingerprint, partial)
     with Searcher.create(catalog, model=model, exist_ok=True) as searcher:
         with ingest_progress("loading") as advance:
             report = searcher.load(vectors, replace=upsert, partial=partial, progress=advance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from tigerfg.cli import options
 from tigerfg.cli.console import ingest_progress, print_report
+from tigerfg.errors import InputError
 
 
 def command(
@@ -30,9 +32,13 @@ def command(
     from tigerfg.catalog import read_changes
     from tigerfg.searcher import Searcher
 
+    given = read_changes(changes)
+    first = next(given, None)
+    if first is None:
+        raise InputError(f"{changes}: no change")
     with Searcher.open(catalog, model) as searcher:
         with ingest_progress("updating") as report:
-            result = searcher.update(read_changes(changes), progress=report)
+            result = searcher.update(chain([first], given), progress=report)
         print_report(result, searcher)
     if not result.stored:
         raise typer.Exit(1)
