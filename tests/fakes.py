@@ -21,6 +21,7 @@ class FakeBundle:
     gpu = None
     attention_crop = None
     least_parity = 1.0
+    precisions = ("fp32",)
 
     def __init__(self, name: str = "fake", fingerprint: str = "f" * 64) -> None:
         self.name, self.fingerprint = name, fingerprint

@@ -267,12 +267,13 @@ def test_relative_pictures_are_found_as_read_items_finds_them(tmp_path):
     parquet.write_table(pa.Table.from_pylist(rows), folder / "items.parquet")
     report = encode(folder, tmp_path / "out", **ENGINE)
     assert (report.vectors, report.rejected) == (1, 1)
-    assert report.shown == [f"item_id 'b': {folder / 'images/b.png'}: no such file"]
+    [shown], row = report.shown, f"{folder / 'items.parquet'}:2"
+    assert shown == f"{row}: item_id 'b': {folder / 'images/b.png'}: no such file"
     parquet.write_table(pa.Table.from_pylist(rows[1:]), folder / "items.parquet")
     wanted = ["encode", str(folder), "--out", str(tmp_path / "none"), "--threads", "1"]
     done = subprocess.run([*CLI, *wanted], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "rejected item_id 'b': " in done.stderr
+    assert "items.parquet:1: item_id 'b': " in done.stderr
     assert "none/*.rejects.jsonl; --retry-rejects" in done.stderr
 
 

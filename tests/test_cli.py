@@ -222,7 +222,7 @@ def test_update_changes_fields_and_lists_what_it_cannot(shop):
     result = run("update", "changes.jsonl")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("2 updated, 2 rejected in ")
-    assert "'nope' is not in the catalogue" in result.stderr
+    assert "changes.jsonl:3: item_id 'nope' is not in the catalogue" in result.stderr
     assert "changes.jsonl:4: not valid JSON" in result.stderr
     hits = json.loads(run("search", "3.png", "--where", '{"stock": {"$gt": 1}}', "--json").stdout)
     assert [hit["item_id"] for hit in hits] == ["i1"]
@@ -270,10 +270,15 @@ def test_index_keeps_the_good_and_lists_the_bad(shop):
     assert "2 rejected" in result.stdout
     assert "2.png" in result.stderr
     assert "items.jsonl:9" in result.stderr
+    assert "items.jsonl:3: item_id 'i2': " in result.stderr
     assert "rejects.jsonl" in result.stderr
     lines = (shop / "catalog/rejects.jsonl").read_text().splitlines()
     ids = {json.loads(line)["item_id"] for line in lines}
     assert ids == {"i2", None}
+    assert {json.loads(line)["line"] for line in lines} == {3, 9}
+    other = (shop / "items.jsonl").read_text().replace("Thing [0]", "Other")
+    (shop / "items.jsonl").write_text(other)
+    assert "items.jsonl:1: item_id 'i0': the id is taken" in run("index", "--items", "items.jsonl").stderr
 
 
 def test_index_with_nothing_good_fails(shop):

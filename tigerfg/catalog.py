@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tigerfg.errors import InputError
-from tigerfg.records import Item, Query, Rejected
+from tigerfg.records import FileRecord, Item, Query, Rejected
 from tigerfg.rows import READERS, CsvText, Row
 
 __all__ = [
@@ -112,7 +112,7 @@ def read_changes(path: str | os.PathLike) -> Iterator[dict[str, Any] | Rejected]
             row = {key: value for key, value in row.items() if value is not None}
         elif file.suffix.lower() == ".csv":
             row = {key: CsvText(v) if isinstance(v, str) else v for key, v in row.items()}
-        yield located(row, file.absolute().parent)
+        yield located(row, file.absolute().parent, (line, str(file)))
 
 
 def record_file(path: Path, stem: str) -> Path | None:
@@ -171,7 +171,8 @@ def _unique(
         try:
             if isinstance(row, str):
                 raise InputError(row)
-            record = kind.from_dict(located(row, folder))
+            origin = () if line is None else (line, str(source))
+            record = kind.from_dict(located(row, folder, origin))
             record_id = getattr(record, id_field)
             record.validate()
             if record_id in first_line:
@@ -189,10 +190,16 @@ def _unique(
             yield record
 
 
-def located(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A record with the path of its picture absolute, see `read_items`."""
-    image = row.get("image")
-    return {**row, "image": _resolve(image, folder)} if isinstance(image, str) and image else row
+def located(row: dict[str, Any], folder: Path | None, origin: tuple = ()) -> FileRecord:
+    """A record with its line and file, and the path of its picture absolute, see `read_items`.
+
+    Args:
+        folder: None leaves the path as it is.
+    """
+    record, image = FileRecord(row, origin), row.get("image")
+    if folder is not None and isinstance(image, str) and image:
+        record["image"] = _resolve(image, folder)
+    return record
 
 
 def _resolve(image: str, folder: Path) -> str:

@@ -171,7 +171,8 @@ class _Way:
             if isinstance(encoded, InputError):
                 address = json.loads(prepared.document)["image"]
                 where = f"{address}: " if is_address(address) else ""
-                self.run.reject(Rejected(item_id, f"{where}{encoded}"))
+                origin = prepared.item.origin
+                self.run.reject(Rejected(item_id, f"{where}{encoded}", *origin))
             else:
                 records.append(Record(item_id, prepared.content_hash, prepared.document, *encoded))
         return records
@@ -203,7 +204,7 @@ class _Way:
                 try:
                     fate = fate_of(given, known, self.replace, self.collection.objection)
                 except InputError as error:
-                    self.run.reject(Rejected(item_id, str(error)))
+                    self.run.reject(Rejected(item_id, str(error), *entry.item.origin))
                     continue
                 if fate is Fate.UNCHANGED:
                     self.run.skip_unchanged()

@@ -61,7 +61,7 @@ def prepare(
             item = dataclasses.replace(item, image=fetched)
         return Prepared(item, document, content_hash(item))
     except InputError as error:
-        return Rejected(item_id, str(error))
+        return Rejected(item_id, str(error), *getattr(entry, "origin", ()))
 
 
 def at_address(entry: Item | Mapping[str, Any] | Rejected | Prepared) -> Item | None:

@@ -18,6 +18,14 @@ MOST_DEPTH = 100  # of lists and objects in a field: far below where Python's ow
 _JSON_KINDS = frozenset("biufUO")  # of numpy's types: true/false, numbers, text, anything
 
 
+class FileRecord(dict[str, Any]):
+    """A record of a file; its ``origin`` is its line and the file, or () where there are none."""
+
+    def __init__(self, values: Mapping[str, Any], origin: tuple = ()) -> None:
+        super().__init__(values)
+        self.origin = origin
+
+
 @dataclass(frozen=True)
 class Item:
     """One product of a catalogue.
@@ -31,6 +39,7 @@ class Item:
         target_box: where the product is, ``(x0, y0, x1, y1)`` in pixels of the image as stored;
             used for training and evaluation only.
         extra: fields of the source that tigerfg does not know: kept, not used.
+        origin: line and file that it was read from, or (): told where it is rejected, not stored.
     """
 
     item_id: str
@@ -41,6 +50,7 @@ class Item:
     description: str = ""
     target_box: tuple[float, float, float, float] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    origin: tuple = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("attributes", "extra"):
@@ -52,12 +62,13 @@ class Item:
         """Build an item from a record; nothing is checked before `validate`.
 
         Missing or null fields take their defaults, integer ids become strings, unknown fields go
-        to ``extra``. A NaN is null: pandas has one where a cell is empty.
+        to ``extra``. A NaN is null: pandas has one where a cell is empty. Of a `FileRecord` the
+        origin is kept.
         """
         known, extra = _split(values, {entry.name for entry in fields(cls)})
         known["item_id"] = plain_id(known.get("item_id"))
         known.setdefault("image", None)
-        return cls(**known, extra=extra)
+        return cls(**known, extra=extra, origin=getattr(values, "origin", ()))
 
     def to_dict(self) -> dict[str, Any]:
         """The record that `from_dict` reads, as JSON-able values; extra fields at the top level.
@@ -187,7 +198,7 @@ class Rejected:
 def _split(values: Mapping[str, Any], names: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(values, Mapping):
         raise InputError(f"a record is {_kind(values)}, not an object")
-    names = names - {"extra"}
+    names = names - {"extra", "origin"}
     values = {key: None if is_empty(value) else value for key, value in values.items()}
     known = {key: value for key, value in values.items() if key in names and value is not None}
     return known, {key: value for key, value in values.items() if key not in names}

@@ -62,7 +62,7 @@ def _update(
             if wrong := collection.objection(changed):
                 raise InputError(wrong)
         except InputError as error:
-            run.reject(Rejected(item_id, str(error)))
+            run.reject(_rejected(item_id, change, error))
             continue
         if changed == documents[item_id]:
             run.skip_unchanged()
@@ -85,7 +85,11 @@ def _named(batch: list[Change | Rejected], run: IngestRun) -> Iterator[tuple[str
                 raise InputError("item_id is missing: name the stored item that changes")
             yield checked_id(item_id), change
         except InputError as error:
-            run.reject(Rejected(None, str(error)))
+            run.reject(_rejected(None, change, error))
+
+
+def _rejected(item_id: str | None, change: Change, error: InputError) -> Rejected:
+    return Rejected(item_id, str(error), *getattr(change, "origin", ()))
 
 
 def _changed(stored: dict[str, Any], change: Change, encoded: bytes) -> str:

@@ -185,7 +185,7 @@ def _entries(unit: Unit) -> Iterator[Mapping[str, Any] | Rejected]:
                 if isinstance(values, str):
                     yield Rejected(None, values, number, unit.file)
                 else:
-                    yield values if folder is None else located(values, folder)
+                    yield located(values, folder, (number, unit.file))
     except (ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{unit.file}: not a readable parquet file: {reason}") from error
