@@ -278,7 +278,8 @@ def test_index_keeps_the_good_and_lists_the_bad(shop):
     assert {json.loads(line)["line"] for line in lines} == {3, 9}
     other = (shop / "items.jsonl").read_text().replace("Thing [0]", "Other")
     (shop / "items.jsonl").write_text(other)
-    assert "items.jsonl:1: item_id 'i0': the id is taken" in run("index", "--items", "items.jsonl").stderr
+    again = run("index", "--items", "items.jsonl")
+    assert "items.jsonl:1: item_id 'i0': the id is taken" in again.stderr
 
 
 def test_index_with_nothing_good_fails(shop):

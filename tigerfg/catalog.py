@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,7 +57,7 @@ def read_items(path: str | os.PathLike, on_reject: OnReject | None = None) -> It
                 f"{path}: the directory has no items.jsonl, .parquet or .csv: give {there}"
             )
         return _report_textless(_unique(_image_folder(path), Item, path, on_reject), path)
-    return _report_textless(_unique(_rows(file), Item, file, on_reject), file)
+    return _report_textless(_unique(_rows(file, ("item_id", "image")), Item, file, on_reject), file)
 
 
 def read_entries(path: str | os.PathLike) -> Iterator[Item | Rejected]:
@@ -86,7 +86,7 @@ def read_queries(path: str | os.PathLike, on_reject: OnReject | None = None) -> 
             f"{path}: the directory has no queries.jsonl, .parquet or .csv"
             + (f": give {there}" if there else "")
         )
-    return _unique(_rows(file), Query, file, on_reject)
+    return _unique(_rows(file, ("query_id", "image")), Query, file, on_reject)
 
 
 def read_changes(path: str | os.PathLike) -> Iterator[dict[str, Any] | Rejected]:
@@ -104,7 +104,7 @@ def read_changes(path: str | os.PathLike) -> Iterator[dict[str, Any] | Rejected]
     if file.is_dir():
         raise InputError(f"{file} is a directory: give a {', '.join(READERS)} file of changes")
     record_file(file, "changes")
-    for line, row in _rows(file):
+    for line, row in _rows(file, ("item_id",)):
         if isinstance(row, str):
             yield Rejected(None, row, line, str(file))
             continue
@@ -147,7 +147,8 @@ def picture_files(path: Path, stem: str) -> Iterator[str]:
             yield _resolve(image, folder.absolute())
 
 
-def _rows(file: Path) -> Iterator[Row]:
+def _rows(file: Path, needed: Sequence[str] = ()) -> Iterator[Row]:
+    """The records; those of a table must have the columns ``needed``."""
     try:
         with open(file, "rb") as stream:
             start = stream.read(2)
@@ -156,7 +157,7 @@ def _rows(file: Path) -> Iterator[Row]:
     suffix = file.suffix.lower()
     if suffix != ".parquet" and start in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{file}: the file is UTF-16: save it as UTF-8")
-    return READERS[suffix](file)
+    return READERS[suffix](file, needed)
 
 
 def _unique(

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Row = tuple[int | None, dict[str, Any] | str]  # line number, and the record or what is wrong
 
 MOST_CELL = 1 << 24  # characters in a cell of a csv file
+MOST_SHOWN = 200  # characters of a table's columns in a message
 
 logger = logging.getLogger("tigerfg")
 
@@ -34,7 +35,7 @@ class CsvText(str):
 _STRUCTURED = ("attributes", "target_box", "box", "item_ids")  # JSON inside a csv or parquet cell
 
 
-def _read_jsonl(file: Path) -> Iterator[Row]:
+def _read_jsonl(file: Path, needed: Sequence[str]) -> Iterator[Row]:
     with open(file, "rb") as stream:
         for number, raw in enumerate(stream, start=1):
             if number == 1:
@@ -82,13 +83,21 @@ def _field_without_number(text: str) -> str:
     return ""
 
 
-def _read_csv(file: Path) -> Iterator[Row]:
+def _read_csv(file: Path, needed: Sequence[str]) -> Iterator[Row]:
     # Undecodable bytes become lone surrogates, which validation reports for their own row only.
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        for line, row in csv_rows(stream):
+        for line, row in csv_rows(stream, str(file)):
             if not isinstance(row, str):
+                _require(needed, row, file)
                 row = _parse_cells({key: value for key, value in row.items() if value})
             yield line, row
+
+
+def _require(needed: Sequence[str], columns: Iterable[str], file: Path) -> None:
+    """InputError if a table lacks a column that every record needs."""
+    if missing := [name for name in needed if name not in columns]:
+        there = ", ".join(filter(None, columns))[:MOST_SHOWN]
+        raise InputError(f"{file}: no column {', '.join(missing)}; there are: {there}")
 
 
 class _Lines:
@@ -117,11 +126,17 @@ class _Lines:
         self.number -= len(self._row[1:])
 
 
-def csv_rows(lines: Iterable[str]) -> Iterator[Row]:
+def csv_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
     """Rows of a csv file with a header: the line where each ends, and its cells by column (None
     where a row is too short) or what is wrong with it.
 
     Of a broken row, which a stray quote can make as long as the file, only the first line is lost.
+
+    Args:
+        name: of the file.
+
+    Raises:
+        InputError: its header cannot be used.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MOST_CELL))
     source, columns = _Lines(lines), None
@@ -131,18 +146,17 @@ def csv_rows(lines: Iterable[str]) -> Iterator[Row]:
         try:
             cells = next(rows, None)
         except csv.Error as error:
+            if columns is None:
+                raise InputError(f"{name}: not valid csv: {error}") from error
             source.back()
             yield source.number, f"not valid csv: {error}"
-            if columns is None:
-                return
             continue
         if cells is None:
             return
         if columns is None:
-            columns = [name.strip() for name in cells]
+            columns = [cell.strip() for cell in cells]
             if wrong := _wrong_header(columns):
-                yield source.number, f"not valid csv: {wrong}"
-                return
+                raise InputError(f"{name}: not valid csv: {wrong}")
         elif len(cells) > len(columns):
             yield source.number, f"more cells than the {len(columns)} columns"
         elif cells:
@@ -151,8 +165,8 @@ def csv_rows(lines: Iterable[str]) -> Iterator[Row]:
 
 def _wrong_header(columns: list[str]) -> str | None:
     """Why rows cannot be read by these names; those of empty columns at the end may be empty."""
-    if len(columns) == 1 and ";" in columns[0]:
-        return f"one column, {columns[0]!r}: separate columns by commas"
+    if len(columns) == 1 and (";" in columns[0] or "\t" in columns[0]):
+        return f"one column, {columns[0][:MOST_SHOWN]!r}: separate columns by commas"
     twice = next((name for name in columns if name and columns.count(name) > 1), None)
     return f"column {twice!r} is there twice" if twice else None
 
@@ -168,7 +182,7 @@ def _parse_cells(row: dict[str, Any]) -> dict[str, Any] | str:
     return row
 
 
-def _read_parquet(file: Path) -> Iterator[Row]:
+def _read_parquet(file: Path, needed: Sequence[str]) -> Iterator[Row]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -176,6 +190,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
     number = 0
     try:
         with parquet.ParquetFile(file, page_checksum_verification=True) as table:
+            _require(needed, table.schema_arrow.names, file)
             for batch in table.iter_batches(batch_size=1024):
                 for row in parquet_rows(batch):
                     number += 1
@@ -240,7 +255,8 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, bytes, int, float)) else str(value)
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+# of a file, and the columns without which a table is refused whole
+READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
     ".csv": _read_csv,

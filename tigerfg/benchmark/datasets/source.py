@@ -110,9 +110,10 @@ class Source:
         """Rows of a csv file by column, a missing cell as ""; broken rows are rejected.
 
         Raises:
-            InputError: a row lacks one of ``columns``, so this is not the file it should be.
+            InputError: the header lacks one of ``columns`` or cannot be used, so this is not the
+                file it should be.
         """
-        for line, row in csv_rows(self._text(file)):
+        for line, row in csv_rows(self._text(file), str(file)):
             if isinstance(row, str):
                 self.reject(row, file, line)
                 continue
