@@ -113,6 +113,10 @@ def test_help_imports_nothing_heavy():
         (["search", "0.png", "--where", "{"], ["--where", "object"]),
         (["search", "0.png", "--where", "[1]"], ["--where", "object"]),
         (["search", "0.png", "-k", "0"], ["-k"]),
+        (["delete"], ["--where", "give ids or a filter: there is neither"]),
+        (["delete", "a", "--where", "{}"], ["--where", "give ids or a filter: not both"]),
+        (["optimize", "--memory-budget", "-1"], ["--memory-budget", " 0"]),
+        (["verify", "--seed", "-1"], ["--seed", " 0"]),
         (["search", "0.png", "--colour"], ["--colour"]),
         (["eval", ".", "--filter", "x"], ["--filter", "key=value"]),
         (["index"], ["--items"]),
@@ -162,7 +166,7 @@ def test_debug_shows_the_traceback(tmp_path, where):
     [
         (CatalogError("two\nlines"), 1, "error: two lines"),
         (OSError(28, "No space left on device", "x.db"), 1, "error: x.db: No space left"),
-        (RuntimeError("odd"), 1, "internal error: RuntimeError: odd"),
+        (RuntimeError("odd"), 1, "RuntimeError: odd (`tigerfg --debug ...` shows where)"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (typer.Exit(3), 3, None),
     ],
@@ -520,7 +524,7 @@ def stages(before=(STAGE,), **change):
     [
         ("{", "no JSON"),
         ("[]", "no JSON object"),
-        ('{"speed": 1}', "^speed: there is no such setting; choose among .* products, "),
+        ('{"speed": 1}', "^speed: there is no such setting; choose among model, "),
         ('{"out": "x"}', "^out: .*--out"),
         ('{"weights": {"mapp": 1}}', "^weights.mapp: there is no such setting; .* map, "),
         ('{"weights": {"map": "x"}}', "^weights.map: 'x'; give a number, 0 or more"),
@@ -648,6 +652,15 @@ def test_control_codes_of_a_catalogue_stay_out_of_the_table(shop):
     assert "red" in result.stdout
     assert not CONTROL.search(result.stdout)
     assert "\x9b" not in result.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stdout_or_stderr_is_none_to_write_to(tmp_path: Path, closed: str) -> None:
+    for args, code in ((["doctor", "--help"], 0), (["--version"], 0), (["stats"], 1)):
+        script = ["sh", "-c", f'exec "$@" {closed}', "sh", *TIGERFG, *args]
+        done = subprocess.run(script, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert done.returncode == code, done
+        assert "Traceback" not in done.stderr
 
 
 def test_snapshot_and_verify(shop: Path) -> None:

@@ -363,6 +363,13 @@ def test_k_and_empty_catalogue(searcher):
     ("call", "words"),
     [
         (lambda s: s.search("/nowhere/a.jpg"), "/nowhere/a.jpg"),
+        (
+            lambda s: s.search("http://a.b/c.jpg"),
+            "no such file: only pictures of items are fetched",
+        ),
+        (lambda s: s.search(picture(1), where={"a": None}), '{"\\$exists": false}'),
+        (lambda s: s.search(picture(1), where={"a": {"$exists": 1}}), "takes true or false"),
+        (lambda s: s.optimize(memory_budget=-1), "memory_budget -1 .* at least 0"),
         (lambda s: s.search(picture(1), box=(5, 5, 2, 2)), "inverted"),
         (lambda s: s.search(picture(1), box=(50, 50, 60, 60)), "outside"),
         (lambda s: s.search(picture(1), where={"a": {"$x": 1}}), "unknown operator"),

@@ -188,7 +188,7 @@ def open_source(source: str | os.PathLike | bytes, name: str) -> BinaryIO:
         return open(source, "rb")
     except FileNotFoundError as error:
         hint = (
-            ": of addresses only http:// and https:// ones are fetched, as items are added"
+            ": only pictures of items are fetched, as they are added, from http:// and https://"
             if "://" in name
             else ""
         )

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -79,8 +79,11 @@ class Checked:
             object.__setattr__(self, name, _checked(getattr(self, name), hint, name))
 
 
-def build(kind: type[Settings], values: dict[str, Any]) -> Settings:
+def build(kind: type[Settings], values: dict[str, Any], own: Sequence[str] = ()) -> Settings:
     """A settings dataclass from JSON's values.
+
+    Args:
+        own: fields that the caller sets itself, so that they are not told as a choice.
 
     Raises:
         InputError: a field is unknown, missing, or of another type or value; it is named with its
@@ -89,7 +92,8 @@ def build(kind: type[Settings], values: dict[str, Any]) -> Settings:
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            raise InputError(f"{name}: there is no such setting; choose among {', '.join(fields)}")
+            choice = ", ".join(field for field in fields if field not in own)
+            raise InputError(f"{name}: there is no such setting; choose among {choice}")
     for name, entry in fields.items():
         if name not in values and entry.default is entry.default_factory:  # it has neither
             raise InputError(f"{name}: it is missing; give {_words(_hints(kind)[name])}")

@@ -163,7 +163,7 @@ class CatalogWriter(CatalogReader):
             if always(parse_filter(where)):
                 raise InputError(
                     "where asks for nothing, so that every item matches: to delete all of them "
-                    'give {"item_id": {"$exists": True}}'
+                    'give {"item_id": {"$exists": true}}'
                 )
             return self._collection.delete_matching(where)
         if isinstance(item_ids, Mapping):

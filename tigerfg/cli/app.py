@@ -41,8 +41,8 @@ DEBUG_VARIABLE = "TIGERFG_DEBUG"
 STDOUT, STDERR = 1, 2  # file descriptors
 
 
-def _fail(error: BaseException) -> int:
-    """Report an exception in one line; returns the exit code."""
+def _fail(error: BaseException, program: str) -> int:
+    """Report an exception of a program in one line; returns the exit code."""
     from tigerfg.errors import TigerfgError
 
     if isinstance(error, UsageError):
@@ -58,7 +58,8 @@ def _fail(error: BaseException) -> int:
         name = f" {error.filename}:" if error.filename else ""
         say(f"error:{name} {error.strerror or error}")
     else:
-        say(f"internal error: {type(error).__name__}: {error} (--debug shows where)")
+        where = f"`{program} --debug ...` shows where"
+        say(f"internal error: {type(error).__name__}: {error} ({where})")
     return 1
 
 
@@ -82,15 +83,24 @@ def _rich_lost_stdout() -> bool:
     return replaced and _has_reader(STDERR)
 
 
+def _replace_closed() -> None:
+    """The null device in place of a stdout or stderr that was closed before the start."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
 class _OneLineErrors:
     """Mixin for click commands: every failure is one line and an exit code.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
 
+    program = "tigerfg"
     debug = False  # set by the option --debug: let exceptions out
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        _replace_closed()
         kwargs["standalone_mode"] = False
         try:
             code = super().main(*args, **kwargs)  # type: ignore[misc]
@@ -104,7 +114,7 @@ class _OneLineErrors:
                 _end_without_reader()
             if self.debug and not isinstance(error, UsageError):
                 raise
-            sys.exit(_fail(error))
+            sys.exit(_fail(error, self.program))
         if code == 130:
             say("interrupted")
         sys.exit(code if isinstance(code, int) else 0)
@@ -118,7 +128,9 @@ class _OneLineErrors:
 
 
 class OneLineCommand(_OneLineErrors, TyperCommand):
-    """A command that is a program of its own (``tigerfg-export``)."""
+    """A command that is a program of its own."""
+
+    program = "tigerfg-export"
 
 
 class LazyGroup(_OneLineErrors, TyperGroup):

@@ -34,8 +34,9 @@ def command(
     if ids is not None:
         wanted += _ids_in(ids)
     if bool(wanted or ids) == (condition is not None):
+        both = "not both" if wanted or ids else "there is neither"
         raise typer.BadParameter(
-            "give ids or a filter, not both", param_hint="ITEM_ID, --ids or --where"
+            f"give ids or a filter: {both}", param_hint="ITEM_ID, --ids or --where"
         )
 
     from tigerfg.searcher import Searcher

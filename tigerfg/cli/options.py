@@ -46,7 +46,8 @@ TargetRecall = Annotated[
     float | None, typer.Option("--target-recall", help="Recall@10 for which nprobe is chosen.")
 ]
 MemoryBudget = Annotated[
-    int | None, typer.Option("--memory-budget", help="Bytes of memory for the index; 0: no limit.")
+    int | None,
+    typer.Option("--memory-budget", min=0, help="Bytes of memory for the index; 0: no limit."),
 ]
 Where = Annotated[
     str | None,

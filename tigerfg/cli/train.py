@@ -157,7 +157,7 @@ def train_config(
     for name, value in changes.items():
         both = isinstance(value, dict) and isinstance(model.get(name), dict)
         model[name] = {**model[name], **value} if both else value
-    config = build(TrainConfig, {**values, "out": out, "model": model})
+    config = build(TrainConfig, {**values, "out": out, "model": model}, own=["out"])
     if config.shards is not None:
         training_manifest(config.shards)  # refused now, not after pictures were rendered
     return config

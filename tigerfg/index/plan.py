@@ -64,8 +64,8 @@ class IndexSettings:
         """
         given = {"index": index, "target_recall": target_recall, "memory_budget": memory_budget}
         changes = {name: value for name, value in given.items() if value is not None}
-        if changes.get("memory_budget") == 0:
-            changes["memory_budget"] = None
+        if memory_budget is not None:
+            changes["memory_budget"] = whole_number(memory_budget, "memory_budget", 0) or None
         return replace(self, **changes) if changes else None
 
     def choose(self, items: int, dim: int) -> str:

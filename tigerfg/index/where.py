@@ -5,6 +5,8 @@ A filter is a mapping: field names to conditions, which all must hold.
     {"category": "Shoes", "price": {"$gte": 20, "$lt": 50}, "color": {"$in": ["Red", "Blue"]}}
     {"$or": [{"brand": "Nordvik"}, {"brand": {"$exists": False}}]}
 
+Messages write them as JSON has them, as the option --where takes.
+
 Fields are ``item_id``, ``title``, ``category``, the attributes by their key and the extra fields by
 their name; of equal names the first in this order counts. The rules:
 
@@ -166,7 +168,7 @@ def _operand(name: str, operator: Any, operand: Any) -> Any:
     """An operator's operand, checked."""
     if operator == "$exists":
         if not isinstance(operand, bool):
-            raise InputError(f"where: field {name!r}: $exists takes True or False")
+            raise InputError(f"where: field {name!r}: $exists takes true or false")
         return operand
     if operator in ("$in", "$nin"):
         # an iterator would be used up before the filter is
@@ -186,7 +188,7 @@ def _value(name: str, operator: str, value: Any) -> Scalar:
     if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
         value = value.item()
     if value is None:
-        raise InputError(f'where: field {name!r}: None has no equals, use {{"$exists": False}}')
+        raise InputError(f'where: field {name!r}: null equals nothing, use {{"$exists": false}}')
     if not isinstance(value, (str, int, float)) or value != value:
         hint = ", use $in" if isinstance(value, (list, tuple, set)) else ""
         raise InputError(
