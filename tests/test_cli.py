@@ -264,6 +264,26 @@ def test_search_writes_sheets(shop):
     assert result.stderr.count("contact sheet") == 2
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["search", "3.png", "--html", "gone/s.html"], "gone/s.html: there is no such folder"),
+        (["search", "3.png", "--png", "."], ".: is a folder"),
+        (["search", "3.png", "--png", "./3.png"], "3.png: is what the command reads"),
+        (["search", "3.png", "--html", "link.png"], "link.png: is what the command reads"),
+        (["eval", ".", "--json", "items.jsonl"], "items.jsonl: is what the command reads"),
+        (["eval", ".", "--markdown", "queries.jsonl"], "queries.jsonl: is what the command reads"),
+        (["eval", "r.json", "--json", "r.json"], "r.json: is what the command reads"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_the_work(shop, args, words):
+    (shop / "link.png").symlink_to("3.png")
+    (shop / "r.json").write_text("{}")
+    before = {path.name: path.read_bytes() for path in shop.iterdir()}
+    assert_one_line(run(*args), 2, words)
+    assert {path.name: path.read_bytes() for path in shop.iterdir()} == before
+
+
 def test_index_keeps_the_good_and_lists_the_bad(shop):
     (shop / "2.png").write_bytes(b"")
     with open(shop / "items.jsonl", "a") as file:

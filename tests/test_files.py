@@ -27,6 +27,17 @@ def test_a_file_that_is_not_finished_leaves_the_old_one(tmp_path):
     assert file.read_text() == "new"
 
 
+def test_an_error_names_the_file_and_not_its_part(tmp_path):
+    for path in (tmp_path / "gone" / "hits.html", tmp_path / "folder"):
+        with (  # noqa: PT012
+            pytest.raises(OSError, match=r"hits\.html'$|folder'$") as caught,
+            whole_file(path) as part,
+        ):
+            part.write_text("page")
+            (tmp_path / "folder").mkdir()  # since it began
+        assert caught.value.filename == str(path)
+
+
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])
 def test_an_interrupted_file_leaves_the_old_one(tmp_path, interruption):
     file = tmp_path / "file"

@@ -47,6 +47,10 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.replace(part, target)
             with contextlib.suppress(OSError):  # it is there; some file systems have no such thing
                 fsync_directory(target.parent)
+        except OSError as error:
+            if error.filename is None or os.fspath(error.filename) != os.fspath(part):
+                raise
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         finally:
             part.unlink(missing_ok=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import typer
 
 from tigerfg.cli.console import plural, print_table, say, shown_path
+from tigerfg.cli.outputs import check_output
 from tigerfg.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,16 +36,10 @@ class Output(NamedTuple):
     plot: Path | None
     heatmaps: Path | None
 
-    def check(self, maps: bool) -> None:
-        """Refuse before the work what could not be written after it."""
+    def check(self, inputs: Sequence[Path], maps: bool) -> None:
+        """Refuse before the work what could not be written after it, or is one of the inputs."""
         for file in self:
-            if file is None:
-                continue
-            folder = file.absolute().parent
-            if not folder.is_dir():
-                raise typer.BadParameter(f"{file}: there is no such folder to write into")
-            if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
-                raise typer.BadParameter(f"{file}: is a folder, or cannot be written")
+            check_output(file, inputs)
         if self.plot is not None:
             from tigerfg.benchmark.plot import check_plot
 

@@ -117,7 +117,7 @@ def command(
     directories = [(place, path) for place, path in enumerate(data) if path.is_dir()]
     _check_boxes(mode, box_iou or [], boxes, len(directories))
     output = Output(json_file, markdown, plot, heatmaps)
-    output.check(maps="item" in mode and bool(directories))
+    output.check(_inputs(data, boxes), maps="item" in mode and bool(directories))
 
     from tigerfg.benchmark.evaluation import read_results
 
@@ -217,6 +217,17 @@ def _check_boxes(
         )
     if boxes is not None and directories > 1:
         raise typer.BadParameter("a file of boxes is for one directory", param_hint="--boxes")
+
+
+def _inputs(data: Sequence[Path], boxes: Path | None) -> list[Path]:
+    """The files that are read; of directories those of their records."""
+    from tigerfg.catalog import record_file
+
+    found = [boxes]
+    for path in data:
+        stems = ("items", "queries")
+        found += [record_file(path, stem) for stem in stems] if path.is_dir() else [path]
+    return [file for file in found if file is not None]
 
 
 def _rows(modes: Sequence[str], ious: Sequence[float], boxes: Path | None) -> list[Row]:

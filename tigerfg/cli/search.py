@@ -10,6 +10,7 @@ import typer
 
 from tigerfg.cli import options
 from tigerfg.cli.console import plural, print_table, shown_path
+from tigerfg.cli.outputs import check_output
 
 if TYPE_CHECKING:
     from tigerfg.searcher import Hit
@@ -38,6 +39,8 @@ def command(
 ) -> None:
     """Find the catalogue items that a photo shows."""
     crop, condition = options.parse_box(box), options.parse_where(where)
+    for file in (html, png):
+        check_output(file, [image])
 
     from tigerfg.searcher import Searcher
 
