@@ -155,7 +155,8 @@ def test_another_job_is_refused(items, vectors, tmp_path):
     ("call", "words"),
     [
         (lambda folder: encode([], folder / "o"), "no parquet file"),
-        (lambda folder: encode(folder / "nothing", folder / "o"), "no parquet file"),
+        (lambda folder: encode(folder / "empty", folder / "o"), "no parquet file"),
+        (lambda folder: encode(folder / "a.parquet", folder / "o"), "a.parquet: no such file or"),
         (lambda folder: encode(folder / "bad.parquet", folder / "o"), "not a readable parquet"),
         (lambda folder: encode("nope://a/b", folder / "o"), "nope://a/b"),
         (lambda folder: encode(folder, folder / "o", unit_rows=0), "unit_rows 0"),
@@ -164,6 +165,7 @@ def test_another_job_is_refused(items, vectors, tmp_path):
 )
 def test_bad_calls_are_refused(tmp_path, call, words):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 is not enough")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=words) as caught:
         call(tmp_path)
     assert "\n" not in str(caught.value)

@@ -28,7 +28,7 @@ def record(item_id, **fields) -> dict:
 
 
 BAD_LINES = [
-    (b'{"item_id": "x", "image": "x.jpg"', "not valid JSON at column"),
+    (b'{"item_id": "x", "image": "x.jpg"', "not valid JSON at column 34: "),
     (b"item_id,image", "not valid JSON at column 1"),
     (b'["x", "x.jpg"]', "not a JSON object"),
     (b'"x"', "not a JSON object"),

@@ -18,6 +18,7 @@ from PIL import Image
 from tigerfg.bundle import DEFAULT_MODEL
 from tigerfg.errors import BundleError, CatalogError, EngineError, InputError
 from tigerfg.index.collection import Collection
+from tigerfg.index.database import LOCK_FILE, STORE_FILE
 from tigerfg.query_sample import query_embeddings
 from tigerfg.records import Item, Query, Rejected
 from tigerfg.searcher import Searcher
@@ -505,6 +506,22 @@ def test_one_process_at_a_time_writes_to_a_directory(tmp_path, engine):
         pytest.raises(CatalogError, match="open for writing"),
     ):
         Searcher.open(tmp_path / "cat", FakeBundle())
+
+
+def test_of_two_that_make_a_catalogue_one_hears_that_it_is_open(tmp_path):
+    with (
+        Searcher.create(tmp_path, FakeBundle()),
+        pytest.raises(CatalogError, match="open for writing already"),
+    ):
+        Searcher.create(tmp_path, FakeBundle())  # began when there was none
+    with pytest.raises(CatalogError, match="holds a catalogue already"):
+        Searcher.create(tmp_path, FakeBundle())
+
+
+def test_what_a_killed_create_left_is_no_obstacle(tmp_path):
+    for name in (f"{STORE_FILE}.new", f"{STORE_FILE}.new-journal", LOCK_FILE):
+        (tmp_path / name).write_bytes(b"half")
+    Searcher.create(tmp_path, FakeBundle()).close()
 
 
 def test_open_again(place, engine):

@@ -51,6 +51,13 @@ def test_a_snapshot_is_a_catalogue_of_its_own(searcher: Searcher, tmp_path: Path
     assert os.listdir(tmp_path / "deep") == ["copy"]
 
 
+def test_a_snapshot_into_the_catalogue_is_refused(searcher: Searcher, tmp_path: Path) -> None:
+    for place in (tmp_path / "cat", tmp_path / "cat" / "copies" / "1"):
+        with pytest.raises(CatalogError, match="is in the catalogue's own directory"):
+            searcher.snapshot(place)
+    assert not (tmp_path / "cat" / "copies").exists()
+
+
 def test_an_empty_catalogue_and_an_empty_directory(searcher: Searcher, tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     with opened(searcher.snapshot(tmp_path / "copy")) as other:
@@ -96,7 +103,7 @@ def test_a_snapshot_is_one_state_while_a_writer_goes_on(searcher: Searcher, tmp_
 def test_a_snapshot_is_not_put_into_what_is_there(searcher: Searcher, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    for target in ("full", "full/notes.txt", "cat"):
+    for target in ("full", "full/notes.txt"):
         with pytest.raises(CatalogError, match="neither new nor empty"):
             searcher.snapshot(tmp_path / target)
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"

@@ -225,3 +225,9 @@ def test_the_parts_of_a_string() -> None:
         assert str(spanned(text)) == text
     assert str(spanned("SVD48,IVF8,PQx4fs")) == "SVD48,IVF8,PQ48x4fs"
     assert require_ivf("SVD,IVF8,PQx4fs", DIM).d == DIM
+
+
+@pytest.mark.parametrize("factory", ["IVF16,PQ16x4fs", "IVF16,Flat", "SVD32,IVF16,PQ16x4fs"])
+def test_faiss_writes_nothing_to_the_terminal(factory: str, capfd: pytest.CaptureFixture) -> None:
+    trained(factory, vectors(300))
+    assert capfd.readouterr() == ("", "")

@@ -48,7 +48,7 @@ def _read_jsonl(file: Path, needed: Sequence[str]) -> Iterator[Row]:
 def parse_object(raw: bytes | str) -> dict[str, Any] | str:
     """The JSON object of one line (strict: no NaN), or what is wrong with it."""
     try:
-        text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+        text = (raw.decode("utf-8") if isinstance(raw, bytes) else raw).rstrip("\r\n")
         value = json.loads(text, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         return f"not valid UTF-8 at byte {error.start + 1} of the line"

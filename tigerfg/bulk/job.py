@@ -173,8 +173,10 @@ def _parquet_files(place: str | os.PathLike) -> list[tuple[str, dict[str, Any]]]
     """Paths or addresses of a parquet file, or of those right in a directory, by name; and what the
     job's manifest notes of each: another file of that name is another job."""
     storage = Storage(place)
-    from pyarrow import ArrowException, parquet
+    from pyarrow import ArrowException, fs, parquet
 
+    if storage.files.get_file_info(storage.path).type == fs.FileType.NotFound:
+        raise InputError(f"items: {storage.place}: no such file or directory")
     names = storage.names()
     if names == [storage.path.rpartition("/")[2]]:
         places = {names[0]: (storage.place, storage.path)}

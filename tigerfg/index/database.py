@@ -100,11 +100,11 @@ def is_catalog(path: str | os.PathLike) -> bool:
     return os.path.isfile(os.path.join(path, STORE_FILE))
 
 
-def _require_empty(path: Path, fresh: str) -> None:
+def _require_empty(path: Path, fresh: Path) -> None:
     """CatalogError if the directory holds more than a lock and a store that was never finished."""
     if is_catalog(path):
         raise CatalogError(f"{path} holds a catalogue already: open it, or name a new directory")
-    if others := sorted(set(os.listdir(path)) - {fresh, LOCK_FILE}):
+    if others := sorted(set(os.listdir(path)) - {fresh.name, f"{fresh.name}-journal", LOCK_FILE}):
         raise CatalogError(
             f"{path} is neither empty nor a catalogue (it holds {others[0]!r}): "
             "name a new directory"
@@ -121,14 +121,16 @@ def create_database(
     fresh = path / f"{STORE_FILE}.new"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _require_empty(path, fresh.name)  # before a lock file is left in a folder of somebody else
+        if not (path / LOCK_FILE).exists():  # else one who makes a catalogue just now is told
+            _require_empty(path, fresh)  # before a lock file is left in a folder of somebody else
     except OSError as error:
         raise CatalogError(f"cannot create a catalogue in {path}: {error.strerror}") from error
     meta = StoreMeta.new(model, fingerprint, embedding_dim, settings)
     lock = lock_for_writing(path)
     try:
-        _require_empty(path, fresh.name)
-        fresh.unlink(missing_ok=True)
+        _require_empty(path, fresh)
+        for left in (fresh, Path(f"{fresh}-journal")):
+            left.unlink(missing_ok=True)
         with (
             explained(path, "create a catalogue"),
             contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as db,

@@ -25,9 +25,11 @@ def copy_catalog(source: Path, target: Path) -> None:
     never newer than the store. The copy appears whole or not at all, and is a catalogue of its own.
 
     Raises:
-        CatalogError: the target is neither new nor empty, or cannot be written; or the source
-            cannot be read. Nothing of the copy stays.
+        CatalogError: the target is neither new nor empty, in the source, or cannot be written; or
+            the source cannot be read. Nothing of the copy stays.
     """
+    if source.resolve() in (target.resolve(), *target.resolve().parents):
+        raise CatalogError(f"{target} is in the catalogue's own directory: name another one")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CatalogError(f"{target} is neither new nor empty: name another directory")
     try:

@@ -36,6 +36,7 @@ def trained(factory: str, sample: np.ndarray) -> tuple[Any, str]:
     if parts is not None:
         return _spanning(parts, sample)
     index = require_ivf(factory, sample.shape[1])
+    _quiet(index)
     index.train(sample)
     return index, factory
 
@@ -45,6 +46,7 @@ def _spanning(parts: Spanned, sample: np.ndarray) -> tuple[Any, str]:
     directions, held = _directions(sample)
     parts = parts._replace(dims=parts.dims or _dims(held, KEPT))
     index = require_ivf(str(parts), sample.shape[1])
+    _quiet(index)
     turned = np.random.default_rng(SEED).standard_normal((parts.dims, parts.dims))
     turned = np.linalg.qr(turned)[0]
     transform = faiss.downcast_VectorTransform(index.chain.at(0))
@@ -62,6 +64,15 @@ def _spanning(parts: Spanned, sample: np.ndarray) -> tuple[Any, str]:
     index.is_trained = True
     whole = faiss.deserialize_index(faiss.serialize_index(index))  # parts that are faiss's own
     return whole, str(parts)
+
+
+def _quiet(index: Any) -> None:
+    """Keep faiss from writing to stderr that there are few vectors a centre: recall is measured."""
+    faiss = import_faiss()
+    ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
+    ivf.cp.min_points_per_centroid = 1
+    if hasattr(ivf, "pq"):
+        ivf.pq.cp.min_points_per_centroid = 1
 
 
 def _directions(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
