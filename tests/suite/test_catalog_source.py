@@ -175,8 +175,8 @@ def test_too_few_products_are_told(catalog, tmp_path):
 
 def test_every_product_is_used_and_views_are_views(catalog, tmp_path):
     settings = small(64 * 6, 3)
-    build(tmp_path, settings, catalog=catalog, workers=1)
-    source = CatalogSource.open(tmp_path / "cutouts.sqlite")
+    build(tmp_path / "out", settings, catalog=catalog, workers=1)
+    source = CatalogSource.open(tmp_path / "out" / "cutouts.sqlite")
     assert source.products(settings) == GOOD - 1
     unseen = {listing.number for listing in source.evaluation(settings).listings}
     assert unseen == {-1}
