@@ -56,6 +56,13 @@ def test_engine_gives_what_torch_gives_at_any_batch(name, small_bundle, referenc
             np.testing.assert_allclose(one, other, rtol=0, atol=ATOL)
 
 
+def test_torch_takes_an_open_bundle_as_a_searcher_has_it(small_bundle, reference):
+    engine = open_engine(Bundle.open(small_bundle), "torch", threads=1)
+    query = inputs(CONV, "query", 2)
+    found, expected = engine.encode_queries(**query), reference.encode_queries(**query)
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("name", CPU_ENGINES)
 def test_int8_keeps_its_cosine(name, small_bundle, reference):
     engine = open_engine(small_bundle, name, "int8", threads=1)
