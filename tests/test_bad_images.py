@@ -166,7 +166,7 @@ def test_missing_directory_address_and_fifo(tmp_path):
         load_image(tmp_path / "gone.jpg")
     with pytest.raises(InputError, match="is a directory"):
         load_image(tmp_path)
-    with pytest.raises(InputError, match="no such file: of addresses only http"):
+    with pytest.raises(InputError, match="no such file: only pictures of items are fetched"):
         load_image("https://shop.example/a.jpg")
     with pytest.raises(InputError, match="the file cannot be read"):
         load_image("a\0b.jpg")
