@@ -296,6 +296,31 @@ def test_a_filter_after_another_and_after_a_write(
         assert 3000 not in numbers(collection.search(late, 10, high)[0])
 
 
+@pytest.mark.parametrize("filtered", [False, True])
+def test_only_the_queries_that_come_short_look_further(
+    path: Path, monkeypatch: pytest.MonkeyPatch, filtered: bool
+) -> None:
+    """Results do not depend on the other queries of a batch, nor does what they cost."""
+    monkeypatch.setattr(ivf, "EXACT_MOST", 20)
+    with contextlib.closing(create(path, IndexSettings(f"IVF{LISTS},PQ16x4fs", 0.9))) as collection:
+        collection.put(records(0, vectors(3000)))
+        collection.optimize()
+        index = collection._keeper.current()
+        index.notes |= {"nprobe": 1, "factor": 1, "reach": 0.0}
+        allowed = index._ids()[:2900] if filtered else None
+        queries, asked, whole = vectors(40, seed=3), [], index._candidates
+        monkeypatch.setattr(
+            index, "_candidates", lambda own, *rest: asked.append(len(own)) or whole(own, *rest)
+        )
+        scores, ids = index.search(queries, 150, allowed)
+        assert asked[0] == 40
+        assert 0 < asked[1] < 40
+        for line, query in enumerate(queries):
+            alone = index.search(query[None], 150, allowed)
+            np.testing.assert_array_equal(ids[line], alone[1][0])
+            np.testing.assert_allclose(scores[line], alone[0][0], atol=1e-6)
+
+
 @pytest.mark.parametrize("at_once", [1, 3 * DIM * 40, 1 << 22])
 @pytest.mark.parametrize("gap", [False, True])
 def test_candidates_are_ranked_exactly(

@@ -8,7 +8,7 @@ that k results come back, until the index is built anew.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ INDEX_FILE = "ivf.index"
 EXACT_MOST = 4096  # allowed items up to which their vectors are simply compared
 AT_ONCE = 1 << 22  # scores of centres in memory
 CANDIDATES = 5000  # a query; more only if k is larger
+Lines = slice | np.ndarray  # of a batch
 
 logger = logging.getLogger("tigerfg")
 
@@ -217,17 +218,15 @@ class IvfIndex:
         """`search` of as many queries as `AT_ONCE` allows."""
         if allowed is not None:
             return self._behind_filter(queries, k, allowed)
-        bits = self._live_bits()
+        bits, wanted = self._live_bits(), self._wanted(k)
         inner = transformed(self._transforms, queries)
-        wanted, nprobe = self._wanted(k), self.notes["nprobe"]
-        while True:
-            ids = self._candidates(inner, wanted, self._probing.choose(inner, nprobe), bits)
-            if nprobe == self.lists or min(ids[:, k - 1].tolist()) >= 0:
-                break
-            nprobe = min(MOST * nprobe, self.lists)
-        scores, ids = refined(self.rows, queries, ids, k)
-        if nprobe == self.lists:
-            self._fill(queries, scores, ids, self._ids())
+
+        def look(lines: Lines, nprobe: int) -> np.ndarray:
+            own = inner[lines]
+            return self._candidates(own, wanted, self._probing.choose(own, nprobe), bits)
+
+        scores, ids = refined(self.rows, queries, self._enough(look, k, self.lists), k)
+        self._fill(queries, scores, ids, None)
         return scores, ids
 
     def _behind_filter(
@@ -240,32 +239,49 @@ class IvfIndex:
         bits, held = self._allowed(allowed)
         deep, lists = min(max(k, NEAREST), len(allowed)), int(held.sum())
         wanted, inner = self._wanted(deep), transformed(self._transforms, queries)
-        centres, nprobe = self._centres.scores(inner, held), min(self.notes["nprobe"], lists)
-        while True:
-            least = self._probing.least(centres, nprobe, lists)
-            ids = self._candidates(inner, wanted, from_score(centres, least), bits)
-            if nprobe == lists or min(ids[:, deep - 1].tolist()) >= 0:
-                break
-            nprobe = min(MOST * nprobe, lists)
-        scores, ids = refined(self.rows, queries, ids, deep)
-        if nprobe < lists:
-            wider = scores[:, -1] - np.float32(self.notes["reach"])
-            more = np.flatnonzero(wider < least)  # the others have looked that far
-            if len(more):
-                chosen = from_score(centres[more], wider[more])
-                again = self._candidates(inner[more], wanted, chosen, bits)
-                scores[more], ids[more] = refined(self.rows, queries[more], again, deep)
+        centres = self._centres.scores(inner, held)
+        least = np.empty(len(queries), np.float32)  # lists from this score on were probed
+
+        def look(lines: Lines, nprobe: int) -> np.ndarray:
+            own = centres[lines]
+            from_ = self._probing.least(own, nprobe, lists)
+            least[lines] = from_ if nprobe < lists else -np.inf
+            return self._candidates(inner[lines], wanted, from_score(own, from_), bits)
+
+        scores, ids = refined(self.rows, queries, self._enough(look, deep, lists), deep)
+        wider = scores[:, -1] - np.float32(self.notes["reach"])
+        more = np.flatnonzero(wider < least)  # the others have looked that far
+        if len(more):
+            chosen = from_score(centres[more], wider[more])
+            again = self._candidates(inner[more], wanted, chosen, bits)
+            scores[more], ids[more] = refined(self.rows, queries[more], again, deep)
         self._fill(queries, scores, ids, allowed)
         return scores[:, :k], ids[:, :k]
 
+    def _enough(self, look: Callable[[Lines, int], np.ndarray], k: int, lists: int) -> np.ndarray:
+        """Candidates of all queries, by `look` for some lines of the batch and so many lists each;
+        those that come short of k, and no others, look in more, up to all `lists`."""
+        nprobe = min(self.notes["nprobe"], lists)
+        ids = look(slice(None), nprobe)
+        if nprobe == lists or min(ids[:, k - 1].tolist()) >= 0:  # for one query, numpy takes longer
+            return ids
+        short = np.flatnonzero(ids[:, k - 1] < 0)
+        while len(short) and nprobe < lists:
+            nprobe = min(MOST * nprobe, lists)
+            ids[short] = look(short, nprobe)
+            short = short[ids[short, k - 1] < 0]
+        return ids
+
     def _fill(
-        self, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray, among: np.ndarray
+        self, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray, among: np.ndarray | None
     ) -> None:
-        """Where faiss came short, compare all items that may be; in place.
+        """Where faiss came short, compare all items that may be, None: that live; in place.
 
         Fast-scan loses items whose estimate is the least of its 8 bits, as of a query's opposites.
         """
-        if len(short := np.flatnonzero(ids[:, -1] < 0)):
+        if min(ids[:, -1].tolist()) < 0:
+            short = np.flatnonzero(ids[:, -1] < 0)
+            among = self._ids() if among is None else among
             scores[short], ids[short] = exact(self.rows, queries[short], among, ids.shape[1])
 
     def _candidates(
