@@ -245,6 +245,9 @@ def test_arrays_by_id_are_no_longer_than_the_ids(tmp_path: Path) -> None:
         ("IVF16,RQ2x4fs", "cannot leave out items"),
         ("IVF16,LSQ2x4", "cannot leave out items"),
         ("IVF16(IVF4,Flat),Flat", "never all compared"),
+        ("IVF16,FlatDedup", "loses items beside equal ones"),
+        ("IVF16,PQ8x4fs_64", "blocks of 64 when items are removed; give IVF16,PQ8x4fs, whose"),
+        ("SVD,IVF16,PQx4fs_128", "blocks of 128 when items are removed; give SVD,IVF16,PQx4fs, "),
     ],
 )
 def test_indexes_that_could_not_keep_the_promises(factory: str, words: str) -> None:

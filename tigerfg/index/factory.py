@@ -84,7 +84,7 @@ def require_ivf(factory: str, dim: int) -> Any:
 
     Raises:
         InputError: faiss does not know it, it is no IVF index, or faiss cannot keep removed items
-            out of its results or compare all its centres.
+            out of its results, remove them, or compare all its centres.
     """
     faiss = import_faiss()
     if parts := spanned(factory):
@@ -123,6 +123,14 @@ def _ivf(factory: str, dim: int, asked: str) -> Any:
     additive = (faiss.IndexIVFAdditiveQuantizer, faiss.IndexIVFAdditiveQuantizerFastScan)
     if isinstance(inner, additive):
         raise InputError(f"index {asked!r}: faiss cannot leave out items with its codes; {_HINT}")
+    if isinstance(inner, faiss.IndexIVFFlatDedup):
+        raise InputError(f"index {asked!r}: faiss loses items beside equal ones that go; {_HINT}")
+    if isinstance(inner, faiss.IndexIVFFastScan) and inner.bbs != 32:
+        plain = re.sub(r"(fsr?\d*)_\d+$", r"\1", asked)
+        raise InputError(
+            f"index {asked!r}: faiss damages lists in blocks of {inner.bbs} when items are removed; "
+            f"give {plain}, whose blocks are of 32"
+        )
     if isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexIVF):
         raise InputError(f"index {asked!r}: its centres are never all compared; {_HINT}")
     if isinstance(inner, faiss.IndexIVFPQ):
