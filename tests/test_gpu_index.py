@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tigerfg.errors import CatalogError, InputError
-from tigerfg.index import gpu_index, keeper
+from tigerfg.index import gpu, gpu_index, keeper
 from tigerfg.index.collection import Collection
 from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import MOST, FaissGpus, GpuSettings, code_bytes
@@ -272,6 +272,85 @@ def test_a_gpu_that_refuses_costs_a_warning_or_an_error(tmp_path, monkeypatch, s
     with pytest.raises(CatalogError, match="out of memory"):
         strict.search(vectors_of(1), 3)
     strict.close()
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """The copies on GPUs that were closed, in turn."""
+    closed, close = [], GpuIndex.close
+    monkeypatch.setattr(GpuIndex, "close", lambda self: closed.append(self) or close(self))
+    return closed
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Error: out of memory"), MemoryError()])
+@pytest.mark.parametrize("when", ["construction", "tuning", "catching up", "search"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_gpus_that_fail_at_any_time(
+    tmp_path, monkeypatch, small, caplog, closed, error, when, count
+):
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(GpuSettings, "find", lambda self: StandIns(count))
+    made = {"model": "m", "fingerprint": "f", "embedding_dim": DIM}
+    place = {"construction": "train", "catching up": "add_with_ids"}.get(when, "search")
+    for use in ("auto", "require"):
+        closed.clear()
+        collection = Collection.create(tmp_path / use, **made, gpu=GpuSettings(use))
+        put(collection, vectors_of(900))
+        if when in ("catching up", "search"):
+            collection.search(vectors_of(1), 3)
+            put(collection, vectors_of(1, seed=4), 900)
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "tigerfg"):
+            patch.setattr(Limited, place, fail)
+            if use == "require":
+                for _ in range(2):
+                    with pytest.raises(CatalogError, match=r"searched on a GPU: (out of|Memory)"):
+                        collection.search(vectors_of(1), 3)
+            else:
+                assert len(collection.search(vectors_of(1), 3)[0]) == 3
+        if use == "auto":
+            assert len(collection.search(vectors_of(1), 3)[0]) == 3  # GPUs are not tried again
+            assert collection.stats().gpu is None
+            assert caplog.text.count("searching on the CPU") == 1
+        assert closed
+        assert closed[0]._parts == []
+        collection.close()
+
+
+def test_an_interrupted_copy_is_closed(tmp_path, monkeypatch, small, closed):
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GpuSettings, "find", lambda self: StandIns(1))
+    collection = Collection.create(
+        tmp_path / "cat", model="m", fingerprint="f", embedding_dim=DIM, gpu=GpuSettings()
+    )
+    put(collection, vectors_of(50))
+    collection.search(vectors_of(1), 3)
+    put(collection, vectors_of(1, seed=4), 50)
+    with monkeypatch.context() as patch:
+        patch.setattr(Limited, "add_with_ids", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            collection.search(vectors_of(1), 3)
+    assert len(closed) == 1
+    assert len(collection.search(vectors_of(1, seed=4), 51)[0]) == 51  # a new one
+    assert collection.stats().gpu is not None
+    collection.close()
+
+
+def test_gpus_that_faiss_cannot_use(monkeypatch, caplog):
+    def refuse(temporary: int) -> None:
+        raise RuntimeError("Error in alloc: Error: out of memory\nat line 1")
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(gpu, "FaissGpus", refuse)
+    with caplog.at_level(logging.INFO, "tigerfg"):
+        assert GpuSettings().find() is None
+    assert "searching on the CPU: faiss cannot use one: out of memory" in caplog.text
+    with pytest.raises(CatalogError, match="and faiss cannot use one: out of memory"):
+        GpuSettings("require").find()
 
 
 def test_a_required_gpu_that_is_not_there(tmp_path, monkeypatch):

@@ -237,9 +237,8 @@ class Collection:
             where: filter, see `tigerfg.index.where`.
         """
         with self._exclusive() as store, store.snapshot():
-            index = self._keeper.searcher()
             allowed = self._selected.of(store, where) if where else None
-            scores, ids = index.search(embeddings, k, allowed)
+            scores, ids = self._keeper.search(embeddings, k, allowed)
             rows = store.rows(np.unique(ids).tolist())
             self._keeper.maintain()
         scores = np.clip(scores, -1, 1)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,13 +24,31 @@ _DIMENSIONS = (4, 6, 8, 10, 12, 16, 20, 24, 28, 32)
 logger = logging.getLogger("tigerfg")
 
 
+class GpuError(CatalogError):
+    """A GPU refuses, fails, or has too little memory."""
+
+
+def reason_of(error: Exception) -> str:
+    """What an exception of faiss's says, in one line."""
+    return str(error).split("Error: ")[-1].split("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def gpu_errors(path: Path) -> Iterator[None]:
+    """What faiss raises inside, as GpuError; path: of the catalogue."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        raise GpuError(f"{path} cannot be searched on a GPU: {reason_of(error)}") from error
+
+
 @dataclass(frozen=True)
 class GpuSettings:
     """Whether a catalogue is searched on GPUs.
 
     Attributes:
-        use: "auto": where faiss has a GPU part and finds a GPU, else on the CPU, with a line in the
-            log; "require": an error in place of the CPU; "off".
+        use: "auto": where faiss has a GPU part and finds a GPU, as long as that does not fail, else
+            on the CPU, with a line in the log; "require": an error in place of the CPU; "off".
         temporary: bytes of each GPU's memory for results on their way.
         replicate: every GPU holds all vectors and takes a part of the queries; else every GPU holds
             a part of the vectors and takes all queries.
@@ -49,7 +70,7 @@ class GpuSettings:
         """The GPUs, or None to search on the CPU.
 
         Raises:
-            CatalogError: there is none, and one is required.
+            CatalogError: there is none that can be used, and one is required.
         """
         if self.use == OFF:
             return None
@@ -60,7 +81,10 @@ class GpuSettings:
         elif not faiss.get_num_gpus():
             why = "faiss finds no GPU"
         if why is None:
-            return FaissGpus(self.temporary)
+            try:
+                return FaissGpus(self.temporary)
+            except (RuntimeError, MemoryError) as error:
+                why = f"faiss cannot use one: {reason_of(error)}"
         if self.use == REQUIRE:
             raise CatalogError(f"a GPU is required for searching, and {why}")
         logger.info("searching on the CPU: %s", why)

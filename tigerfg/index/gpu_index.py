@@ -13,16 +13,24 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from tigerfg.errors import CatalogError
 from tigerfg.index.build import tuning_queries
 from tigerfg.index.flat import FlatIndex
-from tigerfg.index.gpu import MOST, DeviceIndex, Gpus, code_bytes
+from tigerfg.index.gpu import (
+    MOST,
+    DeviceIndex,
+    GpuError,
+    Gpus,
+    code_bytes,
+    gpu_errors,
+    reason_of,
+)
 from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.least_nprobe import least_nprobe
 from tigerfg.index.plan import list_count
@@ -56,7 +64,7 @@ class GpuIndex:
         kind: "IVF<lists>,SQfp16" or "IVF<lists>,PQ<codes>". nprobe, recall: as tuned.
 
     Raises:
-        CatalogError: the vectors do not fit, or a GPU refuses.
+        GpuError: the vectors do not fit, or a GPU refuses; also raised by `sync` and `search`.
     """
 
     def __init__(
@@ -78,13 +86,15 @@ class GpuIndex:
         self._live = np.zeros(0, bool)  # by internal id
         self._lengths = np.ones(0, np.float32)
         self.lists = list_count(-(-len(ids) // (1 if replicate else gpus.count)))
+        self._parts: list[DeviceIndex] = []
         self._pool = ThreadPoolExecutor(gpus.count, "tigerfg-gpu")
         sample = np.random.default_rng(SEED).permutation(ids)
-        exact = self._fill(ids, np.sort(sample[: TRAINED_ON * self.lists]))
-        codes = code_bytes(store.meta.embedding_dim)
-        self.kind = f"IVF{self.lists},{'SQfp16' if exact else f'PQ{codes}'}"
-        self._factor = 1 if exact else FACTOR
-        self.nprobe, self.recall = self._tuned(np.sort(sample[:SAMPLE]), target_recall)
+        with self._whole():
+            exact = self._fill(ids, np.sort(sample[: TRAINED_ON * self.lists]))
+            codes = code_bytes(store.meta.embedding_dim)
+            self.kind = f"IVF{self.lists},{'SQfp16' if exact else f'PQ{codes}'}"
+            self._factor = 1 if exact else FACTOR
+            self.nprobe, self.recall = self._tuned(np.sort(sample[:SAMPLE]), target_recall)
         logger.info(
             "%s: %d items on %d GPU(s) as %s, recall@10 %.3f at nprobe %d, in %.1f s",
             store.path,
@@ -114,13 +124,20 @@ class GpuIndex:
         return dead > MOST_DEAD * self._held or self._held > MOST_GROWN * max(self._made_of, 1)
 
     def sync(self, cpu: FlatIndex | IvfIndex) -> None:
-        """Catch up with the store, as the CPU's index, perhaps a new one, has."""
+        """Catch up with the store, as the CPU's index, perhaps a new one, has; where that fails,
+        the copy is closed."""
         self._cpu = cpu
         if isinstance(cpu, IvfIndex):
             self._rows, self._own_rows = cpu.rows, False
         number = self._store.number
         if number == self._number:
             return
+        with self._whole():
+            self._follow()
+        self._number = number
+
+    def _follow(self) -> None:
+        """`sync` with what was written."""
         if self._own_rows:
             self._rows.sync()
         removed = self._store.removed_since(self._number, self._ids)
@@ -129,11 +146,11 @@ class GpuIndex:
         self._live[removed] = False
         self._count -= len(removed)
         for ids, vectors in self._store.vectors_since(self._number):
-            self._add(vectors, ids)
+            with gpu_errors(self._store.path):
+                self._add(vectors, ids)
             self._held += len(ids)
             self._count += len(ids)
             self._number = int(ids[-1])
-        self._number = number
 
     def search(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
@@ -169,6 +186,15 @@ class GpuIndex:
             scores[short], ids[short] = self._cpu.search(queries[short], k, allowed)
         return scores, ids
 
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Close the copy if this fails: half of it may be done."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def _ids(self) -> np.ndarray:
         return np.flatnonzero(self._live)
 
@@ -183,9 +209,9 @@ class GpuIndex:
                     self._add(widened(self._rows.stored(part)), part)
                 return make == self._gpus.lists
             except (RuntimeError, MemoryError) as error:  # faiss's, for memory either
-                reasons.append(str(error).split("Error: ")[-1].split("\n")[0])
+                reasons.append(reason_of(error))
                 self._parts = []
-        raise CatalogError(f"{self._store.path} cannot be searched on a GPU: {reasons[-1]}")
+        raise GpuError(f"{self._store.path} cannot be searched on a GPU: {reasons[-1]}")
 
     def _made(
         self, make: Callable[[int, int, int, int], DeviceIndex], sample: np.ndarray
@@ -214,6 +240,12 @@ class GpuIndex:
 
     def _ask(self, queries: np.ndarray, wanted: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
         """The best ``wanted`` of all parts, -1 where they have fewer, best first."""
+        with gpu_errors(self._store.path):
+            return self._asked(queries, wanted, nprobe)
+
+    def _asked(
+        self, queries: np.ndarray, wanted: int, nprobe: int
+    ) -> tuple[np.ndarray, np.ndarray]:
 
         def one(part: DeviceIndex, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             part.nprobe = nprobe
@@ -257,5 +289,5 @@ class GpuIndex:
 
     def close(self) -> None:
         """Give the GPUs' memory back."""
-        self._parts: list[Any] = []
+        self._parts = []
         self._pool.shutdown()

@@ -11,14 +11,14 @@ import weakref
 
 import numpy as np
 
-from tigerfg.errors import CatalogError, InputError
+from tigerfg.errors import InputError
 from tigerfg.index import flat, ivf, later
 from tigerfg.index.build import build
 from tigerfg.index.derived import discard_newer_index, saved_number
 from tigerfg.index.factory import list_count_of, require_ivf
 from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import AUTO as AUTO_GPU
-from tigerfg.index.gpu import REQUIRE, Gpus, GpuSettings
+from tigerfg.index.gpu import REQUIRE, GpuError, Gpus, GpuSettings
 from tigerfg.index.gpu_index import GpuIndex
 from tigerfg.index.index_files import FILES, identity
 from tigerfg.index.index_stats import IndexStats
@@ -121,42 +121,44 @@ class IndexKeeper:
             return IvfIndex.open(self._store) or index
         return index
 
-    def searcher(self) -> FlatIndex | IvfIndex | GpuIndex:
-        """What answers searches, at the store's state; call inside a snapshot.
-
-        The first call of a large catalogue copies its vectors to the GPUs, if there are any.
+    def search(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `FlatIndex.search`, by the index or its copy on GPUs, at the store's state; call
+        inside a snapshot. GPUs that fail are left for good, unless they are required.
 
         Raises:
-            CatalogError: a GPU is required, and the vectors do not fit or it refuses.
+            CatalogError: a GPU is required, and the vectors do not fit or it fails.
         """
         index = self.current()
-        if len(index) <= FLAT_MOST:
-            return index
+        if len(index) > FLAT_MOST:
+            try:
+                if (on_gpu := self._copied(index)) is not None:
+                    return on_gpu.search(queries, k, allowed)
+            except GpuError as error:
+                self._leave_gpus()
+                if self._gpu_settings.use == REQUIRE:
+                    raise
+                logger.warning("%s; searching on the CPU", error)
+                self._gpus = None
+        return index.search(queries, k, allowed)
+
+    def _copied(self, index: FlatIndex | IvfIndex) -> GpuIndex | None:
+        """The copy on the GPUs, if there are any, at the index's state; the first call makes it."""
         if not self._looked:
             self._gpus, self._looked = self._gpu_settings.find(), True
         if self._gpus is None:
-            return index
-        if self._on_gpu is not None and not self._on_gpu.outdated:
-            on_gpu, self._on_gpu = self._on_gpu, None  # as in `current`
+            return None
+        if self._on_gpu is not None and self._on_gpu.outdated:
+            self._leave_gpus()
+        on_gpu, self._on_gpu = self._on_gpu, None  # as in `current`
+        if on_gpu is not None:
             on_gpu.sync(index)
-            self._on_gpu = on_gpu
-            return self._on_gpu
-        self._leave_gpus()
-        try:
-            self._on_gpu = GpuIndex(
-                self._gpus,
-                self._store,
-                index,
-                self._store.meta.target_recall,
-                self._gpu_settings.replicate,
-            )
-        except CatalogError as error:
-            if self._gpu_settings.use == REQUIRE:
-                raise
-            logger.warning("%s; searching on the CPU", error)
-            self._gpus = self._on_gpu = None
-            return index
-        return self._on_gpu
+        else:
+            target, replicate = self._store.meta.target_recall, self._gpu_settings.replicate
+            on_gpu = GpuIndex(self._gpus, self._store, index, target, replicate)
+        self._on_gpu = on_gpu
+        return on_gpu
 
     def due(self) -> str | None:
         """What should replace the current index: "flat" or a factory string; None: nothing."""
