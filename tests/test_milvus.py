@@ -16,6 +16,7 @@ from milvus_places import MILVUS, new_place
 from test_filters import NUMBERS, TEXTS, documents, expected, filters
 
 from tigerfg.errors import CatalogError, InputError
+from tigerfg.index.database import StoreMeta
 from tigerfg.index.milvus_address import MilvusAddress
 from tigerfg.index.milvus_filters import compile_filter, name_token, value_token
 from tigerfg.index.milvus_schema import MOST_BYTES, MilvusIndex, objection
@@ -262,6 +263,33 @@ def test_optimize_tunes_nprobe_and_the_next_start_knows(kind, tmp_path):
         exact = np.sort(queries @ vectors[:10].T.astype(np.float32))[:, ::-1]
         np.testing.assert_allclose([[m.score for m in line] for line in lines], exact, atol=1e-5)
         told.close()
+
+
+def test_every_line_that_comes_short_is_asked_again():
+    """And no other; the first of a batch may be one that has found all there is."""
+    from tigerfg.index.milvus import MilvusCollection
+
+    class Table:
+        address, closed = MilvusAddress.parse("milvus://host/shop"), False
+
+        def __init__(self):
+            self.asked = []
+
+        def nearest(self, embeddings, k, expression, index, nprobe):
+            self.asked.append(embeddings[:, 0].tolist())
+            there = [4 if nprobe == index.lists else int(own) for own in embeddings[:, 0]]
+            return [["match"] * min(k, n) for n in there]
+
+        def count(self, expression=""):
+            return 4
+
+    meta = StoreMeta.new("m", "f", DIM, IndexSettings("IVF_FLAT,nlist=64"))
+    queries = np.zeros((3, DIM), np.float32)
+    queries[:, 0] = 4, 3, 2  # as many as a query's nearest lists hold
+    for k, again in ((10, [3, 2]), (3, [2]), (2, None)):
+        collection = MilvusCollection(table := Table(), meta, {}, read_only=False)
+        assert [len(line) for line in collection.search(queries, k)] == [min(k, 4)] * 3
+        assert table.asked == [[4, 3, 2]] + ([again] if again else [])
 
 
 def test_an_exact_collection_has_nothing_to_tune(kind, tmp_path):

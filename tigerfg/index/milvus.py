@@ -221,8 +221,10 @@ class MilvusCollection:
         table, index = self._table, self._index
         expression = compile_filter(where) if where else ""
         found = table.nearest(embeddings, k, expression, index, self._nprobe)
-        short = [n for n, line in enumerate(found) if len(line) < k]
-        if short and index.lists and len(found[short[0]]) < table.count(expression):
+        if not index.lists or all(len(line) == k for line in found):
+            return found
+        most = min(k, table.count(expression))
+        if short := [n for n, line in enumerate(found) if len(line) < most]:
             again = table.nearest(embeddings[short], k, expression, index, index.lists)
             for n, line in zip(short, again, strict=True):
                 found[n] = line
