@@ -163,6 +163,60 @@ def test_a_write_replaces_deletes_and_reads_back(collection):
     assert collection.search(np.zeros((0, DIM), np.float32), 3) == []
 
 
+@pytest.mark.parametrize("call", ["create_index", "load_collection"])
+@pytest.mark.parametrize("drops", [True, False])
+def test_a_catalogue_that_is_not_made_to_its_end(kind, tmp_path, monkeypatch, call, drops):
+    """Interrupted, none is left; of a process that ended, it is whole when it is opened."""
+    from pymilvus import MilvusClient
+
+    from tigerfg.index.milvus import MilvusCollection
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    made = {"model": "m", "fingerprint": "f", "embedding_dim": DIM}
+    for place in new_place(kind, tmp_path):
+        with monkeypatch.context() as patch:
+            patch.setattr(MilvusClient, call, stop)
+            if not drops:
+                patch.setattr(MilvusClient, "drop_collection", stop)
+            with pytest.raises(KeyboardInterrupt):
+                MilvusCollection.create(place, **made)
+        assert MilvusCollection.exists(place) != drops
+        collection = (
+            MilvusCollection.create(place, **made) if drops else MilvusCollection.open(place)
+        )
+        assert collection._table._client.list_indexes(collection._table.address.collection)
+        assert collection.meta.model == "m"
+        collection.put([record(1)])
+        assert len(collection.search(np.zeros((1, DIM), np.float32), 3)[0]) == 1
+        collection.close()
+
+
+def test_a_lost_index_is_made_again(collection):
+    """Of a process that ended between the old one and the new."""
+    from tigerfg.index.milvus import MilvusCollection
+
+    collection.put([record(1)])
+    client, name = collection._table._client, collection._table.address.collection
+
+    def lose() -> None:
+        client.release_collection(name)
+        for index in client.list_indexes(name):
+            client.drop_index(name, index)
+        assert not client.list_indexes(name)
+
+    lose()
+    assert collection._table.pending() == 0
+    again = MilvusCollection.open(collection.path)
+    assert client.list_indexes(name)
+    assert len(again.search(np.zeros((1, DIM), np.float32), 3)[0]) == 1
+    again.close()
+    lose()
+    assert collection.optimize().items == 1
+    assert client.list_indexes(name)
+
+
 def test_two_writers_see_each_other(collection):
     from tigerfg.index.milvus import MilvusCollection
 

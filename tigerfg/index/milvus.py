@@ -99,12 +99,13 @@ class MilvusCollection:
         try:
             if not table.there():
                 raise CatalogError(f"{address} is no catalogue: create one there first")
-            properties = table.load()
+            properties = table.properties()
             try:
                 meta = StoreMeta(**json.loads(properties[META]))
                 tuned = json.loads(properties.get(TUNED, "{}"))
             except (KeyError, TypeError, ValueError) as error:
                 raise CatalogError(f"{address} was not made by this tigerfg") from error
+            table.load(_index(meta.settings, meta.embedding_dim, address))
         except BaseException:
             table.close()
             raise
@@ -245,7 +246,7 @@ class MilvusCollection:
         started = time.perf_counter()
         if settings is not None:
             self._change(settings)
-        self._table.build_index()
+        self._table.build_index(self._index)
         given = 0 if queries is None else len(queries)
         if self._index.lists and not given:
             vectors = [item.vector for item in self.sample(SAMPLE, 0)]

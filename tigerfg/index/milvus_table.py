@@ -37,7 +37,8 @@ class MilvusTable:
             return client.has_collection(self._name)
 
     def create(self, index: MilvusIndex, dim: int, properties: Mapping[str, str]) -> None:
-        """Make it, indexed and loaded; there must be none of this name."""
+        """Make it, indexed and loaded; there must be none of this name, and where it fails none is
+        left."""
         from pymilvus import DataType
 
         with self._server("create a catalogue") as client:
@@ -52,10 +53,14 @@ class MilvusTable:
             client.create_collection(
                 self._name,
                 schema=schema,
-                index_params=_parameters(client, index),
                 consistency_level=_STRONG,
+                properties=dict(properties),  # at once: without, it could not be opened
             )
-            client.alter_collection_properties(self._name, dict(properties))
+            try:
+                self._complete(client, index)
+            except BaseException:
+                client.drop_collection(self._name)
+                raise
 
     def replace_index(self, index: MilvusIndex) -> None:
         """Have another index in the place of the one there; until it is loaded nobody searches."""
@@ -63,15 +68,18 @@ class MilvusTable:
             client.release_collection(self._name)
             for name in client.list_indexes(self._name):
                 client.drop_index(self._name, name)
-            client.create_index(self._name, _parameters(client, index))
-            client.load_collection(self._name)
+            self._complete(client, index)
 
-    def load(self) -> Mapping[str, str]:
-        """Have the server load it; returns its properties."""
+    def load(self, index: MilvusIndex) -> None:
+        """Have the server load it, with this index if it has none: who made it, or replaced its
+        index, was stopped in between."""
         with self._server("open the catalogue") as client:
-            properties = client.describe_collection(self._name)["properties"]
-            client.load_collection(self._name)
-            return properties
+            self._complete(client, index)
+
+    def properties(self) -> Mapping[str, str]:
+        """What was noted with it."""
+        with self._server("open the catalogue") as client:
+            return client.describe_collection(self._name)["properties"]
 
     def note(self, properties: Mapping[str, str]) -> None:
         """Set properties."""
@@ -158,14 +166,15 @@ class MilvusTable:
         return lines
 
     def pending(self) -> int:
-        """Rows that the index does not hold yet."""
+        """Rows that the index does not hold yet; 0 where there is none."""
         with self._server("describe the index") as client:
-            state = client.describe_index(self._name, client.list_indexes(self._name)[0]) or {}
-            return int(state.get("pending_index_rows", 0))
+            states = [client.describe_index(self._name, n) for n in client.list_indexes(self._name)]
+            return sum(int(state.get("pending_index_rows", 0)) for state in states if state)
 
-    def build_index(self) -> None:
-        """Seal what was written and wait until it is indexed."""
+    def build_index(self, index: MilvusIndex) -> None:
+        """Seal what was written and wait until it is indexed; by this index if there is none."""
         with self._server("build an index") as client:
+            self._complete(client, index)
             client.flush(self._name)
         while self.pending():
             time.sleep(0.2)
@@ -180,6 +189,12 @@ class MilvusTable:
         client, self._client = self._client, None
         if client is not None:
             client.close()
+
+    def _complete(self, client: MilvusClient, index: MilvusIndex) -> None:
+        """Make the index if there is none, and load the collection."""
+        if not client.list_indexes(self._name):
+            client.create_index(self._name, _parameters(client, index))
+        client.load_collection(self._name)
 
     @contextmanager
     def _server(self, action: str) -> Iterator[MilvusClient]:
