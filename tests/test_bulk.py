@@ -171,6 +171,19 @@ def test_bad_calls_are_refused(tmp_path, call, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("form", ["{}", "{}/", "file://{}", "{}/../link", "{}/."])
+def test_results_among_the_items_are_refused_at_once(items, tmp_path, form):
+    """The job could never go on: they would be items of it."""
+    folder = write_items(tmp_path / "items", [3])
+    (tmp_path / "link").symlink_to(folder)
+    before = sorted(folder.iterdir())
+    with pytest.raises(InputError, match=r"out .*the items are read from there"):
+        encode([items, folder], form.format(folder), **ENGINE)
+    assert sorted(folder.iterdir()) == before
+    assert encode(folder, folder / "vectors", **ENGINE).done == 1
+    assert encode(folder, folder / "vectors", **ENGINE).done == 0
+
+
 def test_a_unit_that_cannot_be_read_fails_alone(items, tmp_path):
     folder = tmp_path / "items"
     folder.mkdir()

@@ -91,14 +91,21 @@ def plan_job(
         engine, precision: with "auto" every actor decides by a measurement of its own: the vectors
             agree as closely as the bundle's parity report says (but where the window of an
             attention crop moves), the files not to the byte.
-        out: a directory, new or of the same job.
+        out: a directory, new or of the same job, and none of the inputs: the job's own results
+            would be its input when it goes on.
 
     Raises:
-        InputError: no input, or ``out`` holds another job; names what differs.
+        InputError: no input, ``out`` is one, or holds another job; names what differs.
         BundleError: the model cannot be used.
     """
     batch_size = whole_number(batch_size, "batch_size")
     unit_rows = whole_number(unit_rows, "unit_rows")
+    storage = Storage(out)
+    if any(storage.same(Storage(place)) for place in items):
+        raise InputError(
+            f"out {storage.place}: the items are read from there, and the results would be taken "
+            "for items when the job goes on; name another directory, such as one inside it"
+        )
     bundle = Bundle.open(model)
     name = os.fspath(model)
     if os.path.isdir(name):
@@ -114,7 +121,6 @@ def plan_job(
         for number, (place, noted) in enumerate(inputs)
         for name, start, rows in _parts(number, noted["rows"], unit_rows)
     ]
-    storage = Storage(out)
     storage.make()
     manifest = {
         "format": FORMAT,

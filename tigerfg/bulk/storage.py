@@ -47,6 +47,14 @@ class Storage:
         """pyarrow's file system of `path`."""
         return self._files
 
+    def same(self, other: Storage) -> bool:
+        """Whether both are one place."""
+        if not self._files.equals(other._files):
+            return False
+        if self._files.type_name == "local":
+            return os.path.realpath(self.path) == os.path.realpath(other.path)
+        return self.path.rstrip("/") == other.path.rstrip("/")
+
     def names(self) -> list[str]:
         """Names of the files right in the directory, sorted; of a file its own."""
         from pyarrow import fs
