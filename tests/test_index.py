@@ -392,6 +392,32 @@ def test_an_interrupted_copy_of_the_vectors_goes_on(
         np.testing.assert_array_equal(again.stored(ids), expected)
 
 
+def test_a_reader_opens_while_the_writer_saves_vectors(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Between the start of its snapshot and its look at the stamp: it maps the file."""
+    with (
+        contextlib.closing(create(path)) as collection,
+        contextlib.closing(Store.open(path, read_only=True)) as reader,
+    ):
+        collection.put(records(0, vectors(500)))
+        rows = VectorRows(collection._store, fresh=True)
+        rows.save()
+        with reader.snapshot():
+            assert len(reader) == 500
+            collection.put(records(500, vectors(300, seed=1)))
+            rows.sync()
+            rows.save()
+            found = VectorRows(reader)
+            assert (len(found), found.unsaved) == (500, 0)
+            expected = vectors(500).astype(np.float16)
+            np.testing.assert_array_equal(found.stored(reader.ids()), expected)
+        with reader.snapshot():
+            found.sync()
+            assert len(found) == 800
+    assert caplog.text == ""
+
+
 def test_no_items_no_index(path: Path) -> None:
     """Nothing stored, or nothing left: building says so, and closing works."""
     with contextlib.closing(create(path)) as collection:

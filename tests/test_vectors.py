@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tigerfg.index.vectors import VectorRows, widened
+from tigerfg.index.halves import widened
+from tigerfg.index.vectors import VectorRows
 
 DIM = 9
 
@@ -31,6 +32,9 @@ class Items:
             self.number += step
             self.vectors[self.number] = rng.standard_normal(DIM).astype(np.float16)
         self.number += number
+
+    def ids(self) -> np.ndarray:
+        return np.array(list(self.vectors), np.int64)
 
     def vectors_since(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         new = [known for known in self.vectors if known > number]
@@ -77,6 +81,31 @@ def follow(items: Items, history: list[tuple[int, list[int], str]]) -> None:
         np.testing.assert_allclose(rows.get(ids), expected, rtol=1e-6)
         scores = rows.scores(query, ids[None])  # sums of 9 products, in float32
         np.testing.assert_allclose(scores[0], expected @ query[0], atol=3e-6)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("gone", [None, 2, 9])
+def test_a_reader_maps_rows_that_were_saved_after_its_snapshot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fresh: bool, gone: int | None
+) -> None:
+    """But those of a fresh file that lacks an item of the snapshot: then the store is read."""
+    items = Items(tmp_path)
+    items.put(2, [1] * 6)
+    VectorRows(items).save()
+    before = Items(tmp_path)  # at that state
+    before.read_only, before.number, before.vectors = True, items.number, dict(items.vectors)
+    items.put(0, [1] * 5)
+    items.vectors.pop(gone, None)
+    VectorRows(items, fresh).save()
+    rows, ids = VectorRows(before), np.array(list(before.vectors))
+    lost = fresh and gone == 2
+    assert (len(rows), rows.unsaved) == (6, 6 if lost else 0)
+    assert ("another process has replaced their file" in caplog.text) == lost
+    np.testing.assert_array_equal(rows.stored(ids), list(before.vectors.values()))
+    before.number, before.vectors = items.number, items.vectors
+    rows.sync()
+    ids = np.array(list(items.vectors))
+    np.testing.assert_array_equal(rows.stored(ids), list(items.vectors.values()))
 
 
 def test_scores_of_tiny_values_and_zeros(tmp_path: Path) -> None:

@@ -31,13 +31,14 @@ from tigerfg.index.gpu import (
     gpu_errors,
     reason_of,
 )
+from tigerfg.index.halves import widened
 from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.least_nprobe import least_nprobe
 from tigerfg.index.plan import list_count
 from tigerfg.index.ranking import NEAREST, ranked
 from tigerfg.index.refine import refined
 from tigerfg.index.store import Store
-from tigerfg.index.vectors import BLOCK, VectorRows, widened
+from tigerfg.index.vectors import BLOCK, VectorRows
 
 ADDED = 4 * BLOCK  # at once: faiss visits most lists in every call
 TRAINED_ON = 64  # vectors a list

@@ -25,16 +25,14 @@ import numpy as np
 
 from tigerfg.files import fsync_directory
 from tigerfg.index.derived import NewerError, discard_newer
+from tigerfg.index.halves import BIAS, small, widened
 from tigerfg.index.store import Store
 
 STAMP_FILE = "vectors.json"
+_NEWER = "they are newer than the store"
 _CHECK = "check"  # in the stamp: the CRC-32 of the rest of it
 BLOCK = 16_384  # rows read at once
 MOST_TAIL = 1 << 18  # rows that a writer keeps in memory before it appends them to its file
-
-# A float16's exponent and fraction, moved by 13 bits, are those of its value / _BIAS as a float32.
-_SIGN_AND_VALUE = np.int32(0x8FFFE000 - (1 << 32))
-_BIAS = np.float32(2.0**112)
 
 _NAME = re.compile(r"vectors-[0-9a-f]{32}\.f16")
 
@@ -96,7 +94,7 @@ class VectorRows:
         found = self._records(ids)
         # Not a product of matrices, which may add up every row in another order: equal vectors get
         # equal scores.
-        scores = np.vecdot(_small(found["vector"]), (queries * _BIAS)[:, None])
+        scores = np.vecdot(small(found["vector"]), (queries * BIAS)[:, None])
         scores /= found["length"]
         return scores
 
@@ -216,16 +214,34 @@ class VectorRows:
         """Map the rows that the stamp vouches for; nothing where there is no usable file."""
         try:
             stamp = _read_stamp(self._store)
-            rows = self._mapped(stamp["file"], stamp["rows"])
+            rows, number = self._mapped(stamp["file"], stamp["rows"]), stamp["number"]
             if zlib.crc32(rows) != stamp["crc32"]:
                 raise ValueError("their checksum is wrong")
+            if number > self._store.number:
+                rows = self._older(rows)
+                number = int(rows["id"][-1]) if len(rows) else 0
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
             logger.warning("%s: vectors are read from the store: %s", self._store.path, error)
             return
         self._name, self._rows = stamp["file"], rows
-        self._number, self._crc = stamp["number"], stamp["crc32"]
+        self._number, self._crc = number, stamp["crc32"]
+
+    def _older(self, rows: np.ndarray) -> np.ndarray:
+        """Of rows that a writer has saved after the snapshot, those that the snapshot knows.
+
+        Raises:
+            ValueError: they are of a fresh file, without items that were removed after it.
+        """
+        if self._writes:
+            raise NewerError(_NEWER)
+        known = rows[: np.searchsorted(rows["id"], self._store.number, "right")]
+        held, ids = known["id"], self._store.ids()
+        ids = ids[: np.searchsorted(ids, held[-1], "right")] if len(held) else held
+        if not (held[np.searchsorted(held, ids)] == ids).all():
+            raise ValueError("another process has replaced their file")
+        return known
 
     def _mapped(self, name: str, rows: int) -> np.ndarray:
         if not rows:
@@ -247,7 +263,12 @@ def remove_vectors(folder: Path) -> None:
 
 def discard_newer_vectors(store: Store) -> None:
     """See `derived.discard_newer`."""
-    discard_newer(store.path / STAMP_FILE, lambda: _read_stamp(store))
+
+    def read() -> None:
+        if _read_stamp(store)["number"] > store.number:
+            raise NewerError(_NEWER)
+
+    discard_newer(store.path / STAMP_FILE, read)
 
 
 def copy_vectors(source: Path, target: Path) -> None:
@@ -290,8 +311,6 @@ def _read_stamp(store: Store) -> dict[str, Any]:
     stamp = _checked_stamp((store.path / STAMP_FILE).read_text())
     if stamp["catalog_id"] != store.meta.catalog_id:
         raise ValueError("they belong to another catalogue")
-    if stamp["number"] > store.number:
-        raise NewerError("they are newer than the store")
     return stamp
 
 
@@ -317,24 +336,6 @@ def grown(values: np.ndarray, size: int) -> np.ndarray:
     longer = np.zeros(size, values.dtype)
     longer[: len(values)] = values
     return longer
-
-
-def widened(halves: np.ndarray) -> np.ndarray:
-    """Finite float16 values as float32; numpy's conversion takes three times as long.
-
-    Exactly, but in a thread that takes denormal numbers for zero: there, values below 2**-14 are.
-    """
-    wide = _small(halves)
-    wide *= _BIAS
-    return wide
-
-
-def _small(halves: np.ndarray) -> np.ndarray:
-    """Finite float16 values, divided by `_BIAS`, as float32, those below 2**-14 as denormals."""
-    bits = halves.view(np.int16).astype(np.int32)  # the sign in all the upper bits
-    bits <<= 13
-    bits &= _SIGN_AND_VALUE
-    return bits.view(np.float32)
 
 
 def _sync(file: IO[Any]) -> None:
