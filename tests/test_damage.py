@@ -105,6 +105,43 @@ def test_a_lost_row_is_an_error_of_the_catalogue(tmp_path: Path):
             collection.search(vector(2)[None], 1)
 
 
+@pytest.mark.parametrize("index", ["flat", "IVF4,PQ16x4fs"])
+@pytest.mark.parametrize("number", [-7, -5000, 300, 1 << 40, -(1 << 62), "a text", 1.5])
+def test_a_filter_that_selects_what_is_not_there(tmp_path: Path, index: str, number: object):
+    settings, path = IndexSettings(index), tmp_path / "cat"
+    collection = Collection.create(
+        path, model="m", fingerprint="f" * 64, embedding_dim=WIDE, settings=settings
+    )
+    with contextlib.closing(collection):
+        collection.put([_record(n) for n in range(200)])
+        collection.delete(["i150"])
+        collection.optimize()
+        collection.search(_wide(0)[None], 5)
+        db = store_of(collection)._db
+        db.execute("UPDATE fields SET id = ? WHERE key = 'price' AND value = 3", [number])
+        for where in ({"price": 3}, {"price": {"$lt": 9}}, {"price": {"$lt": 190}}):
+            with pytest.raises(CatalogError, match=r"damaged: (the vector of|an internal id)"):
+                collection.search(_wide(0)[None], 5, where)
+        assert len(collection.search(_wide(0)[None], 5, {"price": {"$gt": 9}})[0]) == 5
+
+
+@pytest.mark.parametrize("number", [3, 200])
+def test_no_index_is_built_where_a_vector_is_lost(tmp_path: Path, number: int):
+    settings = IndexSettings("IVF4,PQ16x4fs")
+    collection = Collection.create(
+        tmp_path / "cat", model="m", fingerprint="f" * 64, embedding_dim=WIDE, settings=settings
+    )
+    with contextlib.closing(collection):
+        collection.put([_record(n) for n in range(200)])
+        store_of(collection)._db.execute("DELETE FROM encodings WHERE id = ?", [number])
+        with pytest.raises(CatalogError, match=f"the vector of item 'i{number - 1}'; delete that"):
+            collection.optimize()
+        with pytest.raises(CatalogError, match=f"the vector of item 'i{number - 1}'; delete that"):
+            collection.search(_wide(0)[None], 5, {"price": number - 1})
+        collection.delete([f"i{number - 1}"])
+        assert collection.optimize().items == 199
+
+
 def test_damaged_sample_queries_are_given_again(tmp_path: Path):
     with contextlib.closing(create(tmp_path / "cat")) as collection:
         collection.put([record(1)])

@@ -60,9 +60,11 @@ def build(
 
     Raises:
         InputError: faiss refuses the factory string, or there are too few items for it.
+        CatalogError: what is stored is damaged.
     """
     started = time.perf_counter()
     lists = list_count_of(require_ivf(factory, store.meta.embedding_dim))
+    store.require_vectors()
     rows = VectorRows(store, fresh=True)
     ids = store.ids()
     rng = np.random.default_rng(SEED)

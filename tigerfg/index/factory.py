@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +103,14 @@ def list_count_of(index: Any) -> int:
     return import_faiss().extract_index_ivf(index).nlist
 
 
+def ids_by_list(ivf: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Every list that is not empty, and the ids in it."""
+    lists = ivf.invlists
+    for number in range(ivf.nlist):
+        if size := lists.list_size(number):
+            yield number, import_faiss().rev_swig_ptr(lists.get_ids(number), size).copy()
+
+
 def _ivf(factory: str, dim: int, asked: str) -> Any:
     """`require_ivf` of what faiss knows; asked: the whole string, for errors."""
     faiss = import_faiss()
@@ -128,7 +136,7 @@ def _ivf(factory: str, dim: int, asked: str) -> Any:
     if isinstance(inner, faiss.IndexIVFFastScan) and inner.bbs != 32:
         plain = re.sub(r"(fsr?\d*)_\d+$", r"\1", asked)
         raise InputError(
-            f"index {asked!r}: faiss damages lists in blocks of {inner.bbs} when items are removed; "
+            f"index {asked!r}: faiss damages blocks of {inner.bbs} when items are removed; "
             f"give {plain}, whose blocks are of 32"
         )
     if isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexIVF):

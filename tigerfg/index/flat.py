@@ -95,6 +95,11 @@ class FlatIndex:
         """Remove vectors files: of an index before this one, or of a build that died."""
         remove_vectors(self._store.path)
 
+    def holds(self, ids: np.ndarray) -> np.ndarray:
+        """Which of these internal ids are in the index, bool (N,)."""
+        own = self._ids()  # ascending
+        return own.take(np.searchsorted(own, ids), mode="clip") == ids if len(own) else ids < 0
+
     def _ids(self) -> np.ndarray:
         return self._faiss.vector_to_array(self._index.id_map)
 

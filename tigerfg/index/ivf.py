@@ -8,14 +8,14 @@ that k results come back, until the index is built anew.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tigerfg.index.derived import Loaded, import_faiss, load_index, save_index
 from tigerfg.index.exact import exact
-from tigerfg.index.factory import transformed, transforms_of
+from tigerfg.index.factory import ids_by_list, transformed, transforms_of
 from tigerfg.index.probing import MOST, Centres, Chosen, Probing, from_score
 from tigerfg.index.ranking import NEAREST
 from tigerfg.index.refine import refined
@@ -63,9 +63,8 @@ class IvfIndex:
         self._packed: np.ndarray | None = None  # bitmap of the live ids, when it is needed
         # the last filter's ids, and what `_allowed` made of them
         self._filtered: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
-        self._count = self._dead = 0
-        self.later = 0
-        held = list(_lists_of(self._faiss, self._ivf))
+        self._count = self._dead = self.later = 0
+        held = list(ids_by_list(self._ivf))
         self._grow(max((int(ids.max()) + 1 for _, ids in held), default=0))
         for number, ids in held:
             self._mark(ids, number)
@@ -137,6 +136,12 @@ class IvfIndex:
             self._number = int(ids[-1])
         self._number = number
 
+    def holds(self, ids: np.ndarray) -> np.ndarray:
+        """Which of these internal ids are in the index, bool (N,)."""
+        known = (ids >= 0) & (ids < len(self._live))
+        known[known] = self._live[ids[known]]
+        return known
+
     def _ids(self) -> np.ndarray:
         return np.flatnonzero(self._live)
 
@@ -191,7 +196,7 @@ class IvfIndex:
     def purge(self) -> None:
         """Take the tombstones out of the inverted lists."""
         if self._dead:
-            held = np.concatenate([ids for _, ids in _lists_of(self._faiss, self._ivf)])
+            held = np.concatenate([ids for _, ids in ids_by_list(self._ivf)])
             self._index.remove_ids(held[~self._live[held]])
             self._dead = 0
 
@@ -342,11 +347,3 @@ class IvfIndex:
             held = np.bincount(self._list_of[allowed], minlength=self.lists) > 0
             last = self._filtered = allowed, (np.packbits(mask, bitorder="little"), held)
         return last[1]
-
-
-def _lists_of(faiss: Any, ivf: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Every list that is not empty, and the ids in it."""
-    lists = ivf.invlists
-    for number in range(ivf.nlist):
-        if size := lists.list_size(number):
-            yield number, faiss.rev_swig_ptr(lists.get_ids(number), size).copy()

@@ -65,6 +65,7 @@ class IndexKeeper:
         self._building = threading.Lock()
         self._builder: threading.Thread | None = None
         self._worse: IvfIndex | None = None  # it finds what came after its training less
+        self._allowed: np.ndarray | None = None  # the last filter's ids, which the index has
         self._refused: str | None = None  # a factory string that failed: not tried again by itself
         self._retired = False
         # of a reader's index, and the last one looked at: see `_followed`
@@ -128,9 +129,14 @@ class IndexKeeper:
         inside a snapshot. GPUs that fail are left for good, unless they are required.
 
         Raises:
-            CatalogError: a GPU is required, and the vectors do not fit or it fails.
+            CatalogError: a GPU is required, and the vectors do not fit or it fails; an allowed
+                item is lost.
         """
         index = self.current()
+        if allowed is not None and allowed is not self._allowed:  # a filter used again: the same
+            if not (held := index.holds(allowed)).all():
+                raise self._store.damaged(int(allowed[~held][0]), "vector")
+            self._allowed = allowed
         if len(index) > FLAT_MOST:
             try:
                 if (on_gpu := self._copied(index)) is not None:

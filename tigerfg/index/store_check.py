@@ -10,8 +10,9 @@ import numpy as np
 from tigerfg.errors import CatalogError
 from tigerfg.index.filters import field_rows
 
+WITHOUT_VECTOR = "items WHERE id NOT IN (SELECT id FROM encodings)"
 _ROWS = {
-    "items without a vector": "items WHERE id NOT IN (SELECT id FROM encodings)",
+    "items without a vector": WITHOUT_VECTOR,
     "vectors without an item": "encodings WHERE id NOT IN (SELECT id FROM items)",
     "filter values without an item": "fields WHERE id NOT IN (SELECT id FROM items)",
     "removed items that are still there": "removals JOIN items USING (id)",

@@ -13,7 +13,7 @@ import numpy as np
 from tigerfg.errors import CatalogError
 from tigerfg.index.database import StoreMeta, explained, read_meta
 from tigerfg.index.filters import matching
-from tigerfg.index.store_check import problems_of
+from tigerfg.index.store_check import WITHOUT_VECTOR, problems_of
 from tigerfg.index.stored import CHUNK, Known, Row, Sampled, checked_id, in_chunks, parse_document
 from tigerfg.index.where import Group, Scalar
 
@@ -87,11 +87,11 @@ class StoreReader:
                 try:
                     grid = np.frombuffer(grounding_map, "<f2").astype(np.float32).reshape(shape)
                 except (TypeError, ValueError):
-                    raise self._damaged(number, "grounding map") from None
+                    raise self.damaged(number, "grounding map") from None
                 found[number] = Row(self._parsed(number, document), grid)
         for number in ids:
             if number not in found:
-                raise self._damaged(number, "row")
+                raise self.damaged(number, "row")
         return found
 
     def select(self, term: Group) -> np.ndarray:
@@ -103,6 +103,13 @@ class StoreReader:
         """Internal ids int64 of all items, ascending."""
         with self._reading("read items"):
             return np.sort(self._numbers("SELECT id FROM items"))  # unordered: from an index alone
+
+    def require_vectors(self) -> None:
+        """CatalogError if an item's vector is lost."""
+        with self._reading("read vectors"):
+            lost = self._db.execute(f"SELECT min(id) FROM {WITHOUT_VECTOR}").fetchone()[0]
+        if lost is not None:
+            raise self.damaged(lost, "vector")
 
     def removed_since(self, number: int, held: Callable[[], np.ndarray]) -> np.ndarray:
         """Internal ids int64, at most `number`, that were removed after that write number.
@@ -135,7 +142,7 @@ class StoreReader:
                 vectors = self._vectors([row[1] for row in rows])
             except (TypeError, ValueError):
                 wrong = next(number for number, vector in rows if not self._is_vector(vector))
-                raise self._damaged(wrong, "vector") from None
+                raise self.damaged(wrong, "vector") from None
             yield ids, vectors
 
     def queries(self) -> np.ndarray:
@@ -229,19 +236,25 @@ class StoreReader:
         GB, which some 90 million ids are.
         """
         try:
-            [[text]] = self._db.execute(f"SELECT group_concat(id, ' ') FROM ({sql})", parameters)
-        except sqlite3.DataError:
-            return np.fromiter((row[0] for row in self._db.execute(sql, parameters)), np.int64)
-        return np.fromstring(text or "", np.int64, sep=" ")
+            try:
+                selected = f"SELECT group_concat(id, ' ') FROM ({sql})"
+                [[text]] = self._db.execute(selected, parameters)
+            except sqlite3.DataError:
+                return np.fromiter((row[0] for row in self._db.execute(sql, parameters)), np.int64)
+            return np.fromstring(text or "", np.int64, sep=" ")
+        except (TypeError, ValueError, OverflowError):
+            raise CatalogError(
+                f"{self.path} is damaged: an internal id is no number; restore a snapshot"
+            ) from None
 
     def _parsed(self, number: int, text: str) -> dict[str, Any]:
         """An item's JSON form; CatalogError if it is damaged."""
         document = parse_document(text)
         if document is None:
-            raise self._damaged(number, "record")
+            raise self.damaged(number, "record")
         return document
 
-    def _damaged(self, number: int, part: str) -> CatalogError:
+    def damaged(self, number: int, part: str) -> CatalogError:
         """What to raise where a part of a stored item is not what was stored."""
         with self._reading("look up items"):
             row = self._db.execute("SELECT item_id FROM items WHERE id = ?", [number]).fetchone()
