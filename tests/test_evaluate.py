@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tigerfg.benchmark import evaluate as evaluating
 from tigerfg.benchmark.boxsource import BoxSource
 from tigerfg.benchmark.cost import Flops
 from tigerfg.benchmark.datasets import EvalSet
 from tigerfg.benchmark.evaluate import Row, evaluate, evaluate_rows
 from tigerfg.benchmark.evaluation import Evaluation, read_results, write_results
+from tigerfg.benchmark.gallery import EncodedQueries, Gallery
 from tigerfg.benchmark.pictures import stored_picture
 from tigerfg.benchmark.selection import product_numbers
 from tigerfg.catalog import Item, Query, Rejected
@@ -267,6 +269,27 @@ def test_rows_share_the_queries(data):
     assert encoder.asked == 5  # four, and one before the clock starts
     assert [item.item_id for item in seen] == ["2", "3"]
     assert calls == [(4, 16), (8, 16), (12, 16), (16, 16)]
+
+
+@pytest.mark.parametrize("width", [8, 96, 256])
+@pytest.mark.parametrize("copies", [1, 2, 7])
+def test_equal_vectors_tie_and_ties_are_pessimistic(width, copies):
+    """At every size: products of matrices add up their columns in different orders."""
+    rng = np.random.default_rng(width)
+    for count in [2, 3, 5, 6, 9, 15, 17, 31, 33, 63, 65, 100, 129, 200]:
+        own = rng.standard_normal((copies, width)).astype(np.float32)
+        own[0, 0] = 0.0
+        own /= np.linalg.norm(own, axis=1, keepdims=True)
+        gallery = Gallery(width)
+        for number in range(count * copies):
+            sign = -1 if number % 2 else 1  # 0.0 and -0.0 are equal
+            vector = own[number % copies] * np.where(own[number % copies] == 0, sign, 1)
+            gallery.add(Item(str(number), "x.png"), vector.astype(np.float32))
+        asked = rng.integers(0, count * copies, 13).tolist()
+        queries = [Query(f"q{n}", None, item_ids=(str(number),)) for n, number in enumerate(asked)]
+        vectors = np.stack([own[number % copies] for number in asked])
+        answers = evaluating._answers(EncodedQueries(queries, vectors, [], 0.0), gallery)
+        assert answers.rank == [count] * 13  # behind all others of its kind
 
 
 def test_smaller_galleries(data):

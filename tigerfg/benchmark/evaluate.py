@@ -217,19 +217,19 @@ def _answers(asked: EncodedQueries, gallery: Gallery) -> Answers:
     excluded = [[column[i] for i in set(excluded_ids(q)) if i in column] for q in queries]
     products = product_numbers(queries)
     kept = [number for number, own in enumerate(relevant) if own]
-    embeddings = gallery.vectors
+    embeddings, places = metrics.distinct(gallery.vectors)
     answers = Answers()
-    block = max(1, SCORES // max(1, len(embeddings)))
+    block = max(1, SCORES // max(1, len(places)))
     for start in range(0, len(kept), block):
         part = kept[start : start + block]
         ranks = metrics.relevant_ranks(
-            asked.vectors[part] @ embeddings.T,
+            (asked.vectors[part] @ embeddings.T)[:, places],
             [relevant[number] for number in part],
             [excluded[number] for number in part],
         )
         for number, own in zip(part, ranks, strict=True):
             query = queries[number]
-            candidates = len(embeddings) - len(excluded[number])
+            candidates = len(places) - len(excluded[number])
             answers.add(query.query_id, kind_of(query), products[number], own, candidates)
     return answers
 

@@ -60,6 +60,24 @@ def relevant_ranks(
     return ranks
 
 
+def distinct(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ones of some vectors, which are compared once for all that are equal.
+
+    A product of matrices adds up its columns in different orders: equal vectors get scores that
+    differ in the last bit, and ties would be broken by chance.
+
+    Args:
+        vectors: (G, E).
+
+    Returns:
+        Vectors (U, E), and the row among them of each of the given ones, int64 (G,).
+    """
+    known: dict[bytes, int] = {}
+    rows = (row.tobytes() for row in vectors + 0.0)  # no -0.0
+    places = np.fromiter((known.setdefault(row, len(known)) for row in rows), np.int64)
+    return vectors[np.unique(places, return_index=True)[1]], places
+
+
 def _columns(numbers: Iterable[int], items: int) -> np.ndarray:
     columns = np.unique(np.fromiter(numbers, dtype=np.int64))
     if columns.size and (columns[0] < 0 or columns[-1] >= items):
