@@ -17,9 +17,8 @@ from tigerfg.index.build import build
 from tigerfg.index.derived import discard_newer_index, saved_number
 from tigerfg.index.factory import list_count_of, require_ivf
 from tigerfg.index.flat import FlatIndex
-from tigerfg.index.gpu import AUTO as AUTO_GPU
-from tigerfg.index.gpu import REQUIRE, GpuError, Gpus, GpuSettings
-from tigerfg.index.gpu_index import GpuIndex
+from tigerfg.index.gpu import GpuSettings
+from tigerfg.index.gpu_copy import GpuCopy
 from tigerfg.index.index_files import FILES, identity
 from tigerfg.index.index_stats import IndexStats
 from tigerfg.index.ivf import IvfIndex
@@ -57,10 +56,7 @@ class IndexKeeper:
             for name in FILES:
                 discard_newer_index(store.path / name, store)
             discard_newer_vectors(store)
-        self._gpu_settings = gpu
-        self._gpus: Gpus | None = gpu.find() if gpu.use == REQUIRE else None
-        self._looked = gpu.use != AUTO_GPU  # for GPUs: when they are first needed, not on opening
-        self._on_gpu: GpuIndex | None = None
+        self._gpu_copy = GpuCopy(store, gpu)
         self._index: FlatIndex | IvfIndex | None = None
         self._building = threading.Lock()
         self._builder: threading.Thread | None = None
@@ -115,7 +111,7 @@ class IndexKeeper:
         self._store.read_meta()
         if self._store.meta.settings != before:
             self._file = now
-            self._leave_gpus()
+            self._gpu_copy.leave()
             return self._opened()
         if worn and now is not None:
             self._file = now
@@ -126,7 +122,7 @@ class IndexKeeper:
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `FlatIndex.search`, by the index or its copy on GPUs, at the store's state; call
-        inside a snapshot. GPUs that fail are left for good, unless they are required.
+        inside a snapshot.
 
         Raises:
             CatalogError: a GPU is required, and the vectors do not fit or it fails; an allowed
@@ -138,33 +134,10 @@ class IndexKeeper:
                 raise self._store.damaged(int(allowed[~held][0]), "vector")
             self._allowed = allowed
         if len(index) > FLAT_MOST:
-            try:
-                if (on_gpu := self._copied(index)) is not None:
-                    return on_gpu.search(queries, k, allowed)
-            except GpuError as error:
-                self._leave_gpus()
-                if self._gpu_settings.use == REQUIRE:
-                    raise
-                logger.warning("%s; searching on the CPU", error)
-                self._gpus = None
+            found = self._gpu_copy.search(index, queries, k, allowed)
+            if found is not None:
+                return found
         return index.search(queries, k, allowed)
-
-    def _copied(self, index: FlatIndex | IvfIndex) -> GpuIndex | None:
-        """The copy on the GPUs, if there are any, at the index's state; the first call makes it."""
-        if not self._looked:
-            self._gpus, self._looked = self._gpu_settings.find(), True
-        if self._gpus is None:
-            return None
-        if self._on_gpu is not None and self._on_gpu.outdated:
-            self._leave_gpus()
-        on_gpu, self._on_gpu = self._on_gpu, None  # as in `current`
-        if on_gpu is not None:
-            on_gpu.sync(index)
-        else:
-            target, replicate = self._store.meta.target_recall, self._gpu_settings.replicate
-            on_gpu = GpuIndex(self._gpus, self._store, index, target, replicate)
-        self._on_gpu = on_gpu
-        return on_gpu
 
     def due(self) -> str | None:
         """What should replace the current index: "flat" or a factory string; None: nothing."""
@@ -244,7 +217,7 @@ class IndexKeeper:
                 if not new and asked != self._store.meta.settings:
                     return
                 self.keep(queries, asked if new else None)
-                self._leave_gpus()  # lists of what the index was made for before
+                self._gpu_copy.leave()  # lists of what the index was made for before
                 with self._store.snapshot():
                     built.attach(self._store)
                     built.sync()
@@ -258,7 +231,7 @@ class IndexKeeper:
             return
         self._store.keep(queries, settings)
         self._refused = None
-        self._leave_gpus()
+        self._gpu_copy.leave()
 
     def _become_exact(self, asked: IndexSettings, queries: np.ndarray | None, new: bool) -> None:
         with self._building, self._lock:  # an index that is being built would come after it
@@ -333,23 +306,18 @@ class IndexKeeper:
             notes.get("seconds", {}),
             self._building.locked(),
             notes.get("queries", 0),
-            self._on_gpu and self._on_gpu.notes,
+            self._gpu_copy.notes,
         )
 
     def retire(self) -> None:
         """Build nothing in the background from now on, and leave the GPUs."""
         self._retired = True
-        self._leave_gpus()
+        self._gpu_copy.leave()
 
     def wait(self) -> None:
         """Until no index is being built in the background; call without the lock."""
         if self._builder is not None:
             self._builder.join()
-
-    def _leave_gpus(self) -> None:
-        if self._on_gpu is not None:
-            self._on_gpu.close()
-            self._on_gpu = None
 
     def _list_count(self, factory: str) -> int:
         if factory not in self._lists:
