@@ -96,7 +96,8 @@ class TrainConfig(Checked):
         precision: of both encoders, forward and backward: "fp32", "bf16" (autocast), or "auto":
             bf16 where the hardware multiplies it.
         micro_batch: rows that are encoded at once, None for all of a rank's; smaller ones need
-            less memory and give the same gradient for a second forward pass.
+            less memory and give the same gradient, but for the order of sums, for a second forward
+            pass.
         teacher: of the joint stage: "frozen", or "ema": it follows the trained weights with
             `teacher_decay` a step.
         map_cache_gib: memory for the features that a map stage keeps, which says how many pictures

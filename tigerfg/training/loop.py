@@ -37,7 +37,8 @@ def train(config: TrainConfig, resume: bool = False, show_progress: bool = True)
     """Run the recipe; returns the checkpoint directory `out/checkpoint`.
 
     Under torchrun the ranks share every batch: results are those of one process, but for the
-    order of sums. A killed run goes on with `resume`, to the bit if the ranks are as many.
+    order of sums. A killed run goes on with `resume`, to the bit with as many ranks, as many
+    threads and the same `micro_batch`; with others, but for the order of sums.
 
     Args:
         resume: go on from the state in `out`; without it `out` must hold no state or checkpoint.

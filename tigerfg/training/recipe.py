@@ -1,4 +1,8 @@
-"""What defines a training run, as JSON in its state: a run is resumed as what it was."""
+"""What defines a training run, as JSON in its state: a run is resumed as what it was.
+
+Ranks, threads and `micro_batch` may change: they are what a machine has room for, and only change
+the order of sums.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ FIELDS = (
 
 
 def recipe_of(config: TrainConfig) -> dict[str, Any]:
-    """What a run's result depends on, but for precision, as JSON holds it.
+    """What a run's result depends on, but for precision and the order of sums, as JSON holds it.
 
     Of directories it is the name, with a digest of the data or of the weights that it starts from:
     a run may be moved together with them, and they must stay what they were.
