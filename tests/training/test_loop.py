@@ -433,6 +433,34 @@ def test_rows_skipped_while_training_are_logged_and_counted_once(
     assert load_progress(out / STATE).skipped == {"query_image: gone": 15}
 
 
+@pytest.mark.parametrize("saves", [1, 4, 9, 10, 11, 12])
+def test_what_was_skipped_before_a_save_is_counted_after_it(
+    out: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+) -> None:
+    """At every step between two rows of the log, which are those of a run that was not killed."""
+    drawn, save, left = Pool.draw, loop.save_state, iter(range(saves))
+
+    def draw(pool: Pool, *args: object) -> object:
+        pool.skipped["query_image: gone"] += 1
+        return drawn(pool, *args)
+
+    def interrupt(*args: object) -> None:
+        save(*args)
+        if next(left, None) == saves - 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pool, "draw", draw)
+    monkeypatch.setattr(loop, "save_state", interrupt)
+    settings = config(out, stages=(Stage("crops", 12, 4, 1e-3),))
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, show_progress=False)
+    assert load_progress(out / STATE).skipped == {"query_image: gone": saves}
+    train(settings, resume=True, show_progress=False)
+    told = [row["skipped"]["query_image: gone"] for row in log(out) if "skipped" in row]
+    assert told == [1, 11, 12]
+    assert load_progress(out / STATE).skipped == {"query_image: gone": 12}
+
+
 def test_batch_of_one_and_more_rows_than_products(out: Path) -> None:
     # of one row the regions stage learns only what tells it from another product beside it
     sizes = [(1, 50), (6, 1), (1, 50), (1, 1)]

@@ -166,13 +166,17 @@ class _Run:
                 progress.learnt |= norm > 0
                 advance(" ".join(f"{name} {value:.2f}" for name, value in values.items()))
                 last = step + 1 == stage.steps
-                if step % LOG_EVERY == 0 or last:
-                    self._log(number, stage, {k: round(v, 6) for k, v in values.items()}, source)
+                logs = step % LOG_EVERY == 0 or last
+                saves = last or self._agreed(time.monotonic() - saved > config.save_seconds)
+                if logs or saves:
+                    self._count(source)
+                if logs:
+                    self._log(number, stage, {k: round(v, 6) for k, v in values.items()})
                 if last and not progress.learnt:
                     raise TigerfgError(self._nothing_learnt(stage))
                 if (step + 1) % config.validate_every == 0 or last:
                     self._validate(number, stage)
-                if last or time.monotonic() - saved > config.save_seconds:
+                if saves:
                     self._save(optimizer, teacher)
                     saved = time.monotonic()
 
@@ -215,19 +219,27 @@ class _Run:
         cast_encoders(model, self.progress.precision, self.world.device)
         return Teacher(model, config.teacher_decay if config.teacher == "ema" else None)
 
-    def _log(
-        self, number: int, stage: Stage, values: dict[str, float], source: TrainingStage
-    ) -> None:
-        """Losses, and what was skipped by all ranks since the last row."""
+    def _agreed(self, first: bool) -> bool:
+        """What the first rank says, on every rank."""
+        said = torch.tensor(float(first and self.world.first), device=self.world.device)
+        return bool(self.world.sum(said))
+
+    def _count(self, source: TrainingStage) -> None:
+        """Add what was skipped by all ranks since the last call to the progress."""
         seen = self.inputs.maker.skipped + source.skipped
         counts = self.world.collect(dict(seen - self.counted))
         self.counted = seen
         for count in counts:
             self.skipped.update(count)
         self.progress.skipped = dict(self.skipped)
+        self.progress.told &= not any(counts)
+
+    def _log(self, number: int, stage: Stage, values: dict[str, float]) -> None:
+        """Losses, and what was skipped where that is more than at the last row."""
+        progress = self.progress
+        told = {} if progress.told else {"skipped": dict(self.skipped)}
+        progress.told = True
         if self.world.first:
-            told = {"skipped": dict(self.skipped)} if any(counts) else {}
-            progress = self.progress
             self.journal.write(stage, number, progress.step, progress.seconds, {**values, **told})
 
     def _validate(self, number: int, stage: Stage) -> None:

@@ -67,9 +67,9 @@ class ShardPool:
     does not grow with the suite: one batch, and the footers and product ids of a few files.
 
     A row that cannot be used is replaced by the same row of the next row group, where none is
-    usable by the row after it, and counted in ``skipped``, once, by its reason; so is a row group
-    or a shard that cannot be read. The log names the first of every reason; rows are counted from 0
-    in their shard.
+    usable by the row after it, and counted in ``skipped``, by its reason, once by every pool that
+    comes upon it: a resumed run counts it again. So is a row group or a shard that cannot be read.
+    The log names the first of every reason; rows are counted from 0 in their shard.
 
     Args:
         directory: a suite with all its shards, as `tigerfg suite` makes it.

@@ -29,7 +29,9 @@ class Progress:
         stage, step: the stage in progress and the steps of it already done.
         learnt: whether a step of this stage had a gradient.
         seconds: of training, all stages. precision: what the encoders run in.
-        log_bytes: length of the log. skipped: what data could not be used, reason -> count.
+        log_bytes: length of the log. skipped: what data could not be used, reason -> count; what
+            a process comes upon again after a resume, it counts again.
+        told: whether the log tells of all that was skipped.
     """
 
     recipe: dict[str, Any]
@@ -40,6 +42,7 @@ class Progress:
     precision: str = "fp32"
     log_bytes: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    told: bool = True
 
 
 def save_state(
