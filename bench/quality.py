@@ -33,8 +33,9 @@ def figures(result: Evaluation) -> dict[str, Any]:
         "items": values["items"],
         "queries": overall["queries"],
         "recall": {k: round(100 * share, 2) for k, share in overall["recall"].items()},
-        "recall@1 95 %": [round(100 * end, 2) for end in overall["intervals"]["recall@1"]],
     }
+    if ends := overall["intervals"]:  # none of a single product
+        row["recall@1 95 %"] = [round(100 * end, 2) for end in ends["recall@1"]]
     if grounding:
         row |= {name: round(100 * grounding[name], 2) for name in ("pointing", "chance", "mass")}
     return row

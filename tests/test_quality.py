@@ -1,10 +1,13 @@
 """README's tables of quality are those of the shipped models, as they were measured."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +15,23 @@ import pytest
 from tigerfg.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "bench"))  # scripts beside the package, not part of it
+
+from quality import figures
+
 MODELS = ("lite", "tiny")
 MODES = ("item", "text", "global", "oracle")
+
+
+def test_a_single_product_has_no_interval():
+    overall = {"queries": 2, "recall": {"1": 1.0}, "intervals": None}
+    values = dict.fromkeys(("split", "data_digest", "mode", "items", "grounding"))
+    values |= {"directory": "/photos/standard", "overall": overall}
+    row = figures(SimpleNamespace(to_dict=lambda: values))
+    assert (row["recall"], row["data"]) == ({"1": 100.0}, "photos/standard")
+    assert "recall@1 95 %" not in row
+    overall["intervals"] = {"recall@1": [0.5, 0.75]}
+    assert figures(SimpleNamespace(to_dict=lambda: values))["recall@1 95 %"] == [50.0, 75.0]
 
 
 @pytest.fixture(scope="module")
