@@ -13,16 +13,25 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from tigerfg.errors import InputError
+
 K = 10
 NEAR = 8  # neighbours whose differences move a child
 AT_ONCE, BLOCK = 4096, 65_536
 
 
 def real_embeddings(suite: Path, out: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Item and query embeddings of a suite, float32, encoded once."""
+    """Item and query embeddings of a suite, float32, encoded once.
+
+    Raises:
+        InputError: what is in `out` was made of another suite.
+    """
+    from tigerfg.benchmark.selection import Selection
+
     file = out / "real.npz"
+    layouts = [Selection.read(suite / name, None) for name in ("standard", "cluttered")]
+    digests = [chosen.digest() for chosen in layouts]
     if not file.exists():
-        from tigerfg.benchmark.selection import Selection
         from tigerfg.bundle import Bundle
         from tigerfg.encoder import Encoder
         from tigerfg.engines import open_engine
@@ -30,15 +39,16 @@ def real_embeddings(suite: Path, out: Path) -> tuple[np.ndarray, np.ndarray]:
         bundle = Bundle.open("tiny")
         encoder = Encoder(bundle, open_engine(bundle))
         items, queries = [], []
-        for layout in ("standard", "cluttered"):
-            chosen = Selection.read(suite / layout, None)
+        for chosen in layouts:
             encoded = encoder.encode_items(chosen.items)
             items += [one.embedding for one in encoded]
             if not queries:
                 queries = list(encoder.encode_queries([(q.image, q.box) for q in chosen.queries]))
         encoder.close()
-        np.savez(file, items=np.stack(items), queries=np.stack(queries))
+        np.savez(file, items=np.stack(items), queries=np.stack(queries), digests=digests)
     stored = np.load(file)
+    if "digests" not in stored or stored["digests"].tolist() != digests:
+        raise InputError(f"--out: {file}, and what was made of it, is not of {suite}; name another")
     return stored["items"], stored["queries"]
 
 
