@@ -119,8 +119,9 @@ def launch_empty() -> None:
 def replays(clock: Clock, call: Callable[[], object], rounds: int = 100) -> dict[str, float]:
     """Quantiles of replays of a CUDA graph that holds one call.
 
-    The warm-up runs on the stream that captures: what a kernel keeps per stream (counters that it
-    leaves at zero) must exist before, or its first zeroing would be part of the graph.
+    The warm-up compiles and loads what the call launches, which a capture does not allow. Counters
+    that a kernel keeps are the graph's own and are cleared by every replay (`kernels/arrival.py`):
+    that is part of its time.
     """
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
