@@ -14,28 +14,30 @@ from pathlib import Path
 from tigerfg.bundle import MANIFEST_FILE, Bundle
 from tigerfg.export.manifest import record
 from tigerfg.export.tail import tail_kernels
-from tigerfg.files import write_whole
+from tigerfg.files import publish, write_whole
 from tigerfg.model import load_checkpoint
 
 
 def repack(name: str) -> None:
-    """Compile a bundle's kernels again, and put them in place of those it has."""
+    """Compile a bundle's kernels again, and put them in place of those it has: of a copy beside it,
+    which takes its place when it is whole."""
     bundle = Bundle.open(name)
     precisions = tuple(bundle.gpu.precisions)
-    old = bundle.manifest["gpu"]["kernels"]
-    with tempfile.TemporaryDirectory() as folder:
-        index, files = tail_kernels(Path(folder), load_checkpoint(name), precisions, (), print)
+    old, out = bundle.manifest["gpu"]["kernels"], bundle.path
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
+        staged = Path(folder) / out.name
+        shutil.copytree(out, staged)
+        for entry in (old["index"], *old["files"].values()):
+            (staged / entry["file"]).unlink()
+        index, files = tail_kernels(staged, load_checkpoint(name), precisions, (), print)
         new = {
             "index": record(index),
             "files": {file: record(path) for file, path in files.items()},
         }
-        for entry in old["files"].values():
-            (bundle.path / entry["file"]).unlink()
-        for path in (index, *files.values()):
-            shutil.copyfile(path, bundle.path / path.name)
-    bundle.manifest["gpu"]["kernels"] = new
-    write_whole(bundle.path / MANIFEST_FILE, json.dumps(bundle.manifest, indent=2) + "\n")
-    Bundle.open(name).verify()
+        bundle.manifest["gpu"]["kernels"] = new
+        write_whole(staged / MANIFEST_FILE, json.dumps(bundle.manifest, indent=2) + "\n")
+        Bundle.open(staged).verify()
+        publish(staged, out, Path(folder) / "old")
     changed = sum(old["files"].get(file) != entry for file, entry in new["files"].items())
     print(f"{name}: {changed} of {len(new['files'])} kernels changed")
 
