@@ -74,12 +74,12 @@ def steps(chosen: list[str], folder: Path, resume: bool) -> Iterator[Step]:
     if "sanitizer" in chosen:
         script = [sys.executable, str(HERE / "sanitize_kernels.py")]
         # Compiled here first: a process that is watched is slow.
-        yield Step("sanitizer's kernels", script, 60)
+        yield Step("sanitizer's kernels", script, 90)
         sanitizer = shutil.which("compute-sanitizer") or f"{CUDA_TOOLS}/compute-sanitizer"
         for tool in ("memcheck", "racecheck"):
             watch = [sanitizer, "--tool", tool, "--target-processes", "application-only"]
             command = [*watch, "--error-exitcode", "9", *script]
-            yield Step(f"compute-sanitizer {tool}", command, 90, SANITIZER_ENV)
+            yield Step(f"compute-sanitizer {tool}", command, 130, SANITIZER_ENV)
     if "tune" in chosen:
         tables = [str(REPOSITORY / "kernels" / "tuning"), str(folder / "tuning")]
         command = [sys.executable, str(HERE / "tune_kernels.py"), "--out", *tables]

@@ -1,4 +1,4 @@
-"""Launches every kernel a few times on small inputs, for compute-sanitizer to watch.
+"""Launches every operator, in all its forms, on small inputs, for compute-sanitizer to watch.
 
 `compute-sanitizer --tool memcheck --error-exitcode 9 python bench/sanitize_kernels.py`, with
 PYTORCH_NO_CUDA_MEMORY_CACHING=1: each tensor is then an allocation of its own, and reading behind
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 from tower_peers import EmbeddingCase, PoolingCase, PreprocessCase
 
 from tigerfg.kernels.grounding import grounding
+from tigerfg.kernels.pooling_kernel import KINDS
+from tigerfg.kernels.resample import SUPPORTS
 
 # One item is split over many programs, 150 are not; 13 and 48 queries, 77 patches fill no tile.
 PATCHES = [
@@ -27,6 +30,10 @@ PATCHES = [
     Shape(3, 201, 48, "bfloat16", 192, 4),
     Shape(150, 33, 12, "float16", tower=True),
     Shape(2, 77, 12, "float32", 192, 4),
+]
+FORMS = [  # and those, on two of the shapes
+    partial(EmbeddingCase, attention=True),
+    *(partial(PoolingCase, kind=kind) for kind in KINDS if kind != "mean"),
 ]
 PICTURES = [Photos(2, 37, 53, 32, "float16"), Photos(1, 240, 96, 48, "float32")]
 
@@ -46,7 +53,13 @@ def launches(device: str) -> Iterator[tuple[str, list[str], bool]]:
     """(what ran, kernels it launched, whether its results are right), operator by operator."""
     kinds = (GroundingCase, EmbeddingCase, PoolingCase)
     cases = [kind(shape, device="cpu") for kind in kinds for shape in PATCHES]
+    cases += [form(shape, device="cpu") for form in FORMS for shape in PATCHES[:2]]
     cases += [PreprocessCase(photos, device="cpu") for photos in PICTURES]
+    cases += [
+        PreprocessCase(PICTURES[0], device="cpu", interpolation=name)
+        for name in SUPPORTS
+        if name != "bilinear"
+    ]
     for case in cases:
         function, arguments = case.function("tigerfg")
         forms = {"": function}

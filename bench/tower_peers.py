@@ -17,6 +17,7 @@ from tigerfg.images import Preprocessing
 from tigerfg.images import preprocess as pillow_preprocess
 from tigerfg.kernels.embedding import grounded_embedding, grounded_embedding_reference
 from tigerfg.kernels.pooling import (
+    attention_pool_reference,
     embedding_head_reference,
     masked_mean_reference,
     pooled_embedding,
@@ -50,11 +51,15 @@ class TowerCase(Case):
 
 
 class EmbeddingCase(TowerCase):
-    """The item tower's end: grounding, projections, gates, norm, 256 dimensions."""
+    """The item tower's end: grounding, projections, gates, norm, 256 dimensions.
+
+    Args:
+        attention: pool the whole picture by a learnt query, not by the mean.
+    """
 
     op = "grounded_embedding"
 
-    def __init__(self, shape: Shape, device: str, seed: int = 0) -> None:
+    def __init__(self, shape: Shape, device: str, seed: int = 0, attention: bool = False) -> None:
         super().__init__(shape, device, seed)
         width, self.heads = shape.width, shape.heads
         self.shape["queries"] = shape.queries
@@ -69,9 +74,13 @@ class EmbeddingCase(TowerCase):
             norm_bias=self.random(width, scale=0.1),
             projection=self.random(EMBEDDING_DIM, width, scale=width**-0.5),
         )
+        self.pool_query = self.random(width, scale=2 * width**-0.5) if attention else None
+        self.label += "-attention" if attention else ""
 
     def function(self, contender: str) -> tuple[Function, tuple[Any, ...]]:
-        arguments = (self.x, self.v, self.mask, self.text, self.weights, self.heads)
+        arguments = (
+            self.x, self.v, self.mask, self.text, self.weights, self.heads, self.pool_query
+        )  # fmt: skip
         if contender == "tigerfg":
             return _named(grounded_embedding), arguments
         return _named(grounded_embedding_reference), arguments
@@ -81,39 +90,56 @@ class EmbeddingCase(TowerCase):
 
     def bytes(self, contender: str) -> int:
         outputs = 4 * self.shape["batch"] * (EMBEDDING_DIM + self.shape["patches"])
-        return size(self.x, self.v, self.mask, self.text, *self.weights) + outputs
+        inputs = (self.x, self.v, self.mask, self.text, *self.weights, self.pool_query)
+        return size(*inputs) + outputs
 
     def reference(self) -> Outputs:
         tensors = [tensor.double() for tensor in (self.x, self.v)]
         weights = TailWeights(*(weight.double() for weight in self.weights))
-        text = self.text.double()
-        return _named(grounded_embedding_reference)(*tensors, self.mask, text, weights, self.heads)
+        text, query = self.text.double(), self.pool_query
+        return _named(grounded_embedding_reference)(
+            *tensors,
+            self.mask,
+            text,
+            weights,
+            self.heads,
+            None if query is None else query.double(),
+        )
 
 
 def _named(function: Any) -> Function:
     def call(*arguments: Any) -> Outputs:
-        embedding, grounding_map = function(*arguments)
+        *others, pool_query = arguments
+        embedding, grounding_map = function(*others, pool_query=pool_query)
         return {"embedding": embedding, "map": grounding_map}
 
     return call
 
 
 class PoolingCase(TowerCase):
-    """The query tower's end: mean of the patches, norm, 256 dimensions."""
+    """The query tower's end: pooled patches, norm, 256 dimensions.
+
+    Args:
+        kind: see `pooled_embedding`.
+    """
 
     op = "pooled_embedding"
 
-    def __init__(self, shape: Shape, device: str, seed: int = 0) -> None:
+    def __init__(self, shape: Shape, device: str, seed: int = 0, kind: str = "mean") -> None:
         super().__init__(shape, device, seed)
         self.head = (
             self.random(shape.width, around=1.0, scale=0.1),
             self.random(shape.width, scale=0.1),
             self.random(EMBEDDING_DIM, shape.width, scale=shape.width**-0.5),
         )
+        if kind == "attention":
+            self.head += (self.random(shape.width, scale=2 * shape.width**-0.5),)
+        self.kind = kind
+        self.label += "" if kind == "mean" else f"-{kind}"
 
     def function(self, contender: str) -> tuple[Function, tuple[Any, ...]]:
         function = ours_pooled if contender == "tigerfg" else plain_pooled
-        return function, (self.v, self.mask, *self.head)
+        return function(self.kind), (self.v, self.mask, *self.head)
 
     def computes(self, contender: str) -> str:
         return "v -> embedding"
@@ -123,15 +149,28 @@ class PoolingCase(TowerCase):
 
     def reference(self) -> Outputs:
         head = (weight.double() for weight in self.head)
-        return plain_pooled(self.v.double(), self.mask, *head)
+        return plain_pooled(self.kind)(self.v.double(), self.mask, *head)
 
 
-def plain_pooled(v: Tensor, mask: Tensor, *head: Tensor) -> Outputs:
-    return {"embedding": embedding_head_reference(masked_mean_reference(v, mask), *head)}
+def plain_pooled(kind: str) -> Function:
+    """The references, in the dtype of the patches."""
+
+    def call(v: Tensor, mask: Tensor, *head: Tensor) -> Outputs:
+        if kind == "attention":
+            *head, query = head
+            pooled = attention_pool_reference(v, query, mask)
+        else:
+            pooled = v[:, 0] if kind == "cls" else masked_mean_reference(v, mask)
+        return {"embedding": embedding_head_reference(pooled, *head)}
+
+    return call
 
 
-def ours_pooled(v: Tensor, mask: Tensor, *head: Tensor) -> Outputs:
-    return {"embedding": pooled_embedding(v, mask, *head, kind="mean")}
+def ours_pooled(kind: str) -> Function:
+    def call(v: Tensor, mask: Tensor, *head: Tensor) -> Outputs:
+        return {"embedding": pooled_embedding(v, mask, *head, kind=kind)}
+
+    return call
 
 
 class PreprocessCase(Case):
@@ -139,11 +178,15 @@ class PreprocessCase(Case):
 
     op = "preprocess"
     eager = ("interpolate eager", "tigerfg", "pillow, 1 thread")
-    spec = Preprocessing(224, 448, 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-    def __init__(self, shape: Photos, device: str, seed: int = 0) -> None:
+    def __init__(
+        self, shape: Photos, device: str, seed: int = 0, interpolation: str = "bilinear"
+    ) -> None:
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        self.spec = Preprocessing(224, 448, 16, mean, std, interpolation)
         self.dtype, self.device = getattr(torch, shape.dtype), device
-        self.label, self.target = str(shape), shape.side
+        other = "" if interpolation == "bilinear" else f"-{interpolation}"
+        self.label, self.target = f"{shape}{other}", shape.side
         self.shape = {"batch": shape.batch}
         rng = np.random.default_rng(seed)
         coarse = rng.integers(0, 256, (shape.batch, 24, 32, 3), dtype=np.uint8)
@@ -174,7 +217,9 @@ class PreprocessCase(Case):
         mean, std = self.affine
         for index, image in enumerate(self.images):
             planes = image.permute(2, 0, 1)[None].float()
-            resized = F.interpolate(planes, self.extent, mode="bilinear", antialias=True)
+            resized = F.interpolate(
+                planes, self.extent, mode=self.spec.interpolation, antialias=True
+            )
             normal = (resized.round() / 255 - mean) / std
             pixels[index, :, : self.extent[0], : self.extent[1]] = normal[0]
         return {"pixels": pixels}

@@ -9,6 +9,7 @@ import csv
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,28 @@ CASES = {
     "pooling": (tower_peers.PoolingCase, SMALL),
     "preprocess": (tower_peers.PreprocessCase, SMALL_PHOTOS),
 }
+FORMS = {
+    "embedding attention": (partial(tower_peers.EmbeddingCase, attention=True), SMALL),
+    "pooling attention": (partial(tower_peers.PoolingCase, kind="attention"), SMALL),
+    "pooling cls": (partial(tower_peers.PoolingCase, kind="cls"), SMALL),
+    "preprocess bicubic": (
+        partial(tower_peers.PreprocessCase, interpolation="bicubic"),
+        SMALL_PHOTOS,
+    ),
+}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES | FORMS)
 def test_every_contender_computes_what_the_oracle_does(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench_fakes.run_the_kernels(monkeypatch)
     # what torch.compile makes of them needs a GPU; that it takes them whole is seen here
     monkeypatch.setattr(peers, "MAX_AUTOTUNE", {"backend": "aot_eager", "fullgraph": True})
-    kind, shape = CASES[name]
+    kind, shape = (CASES | FORMS)[name]
     case = kind(shape, device=DEVICE)
     # rounding of a few sums to 11 or 8 bits, and of resized pixels to one level of 256
-    bound = 0.02 if "bf16" in name or name == "preprocess" else 0.003
+    bound = 0.02 if "bf16" in name or "preprocess" in name else 0.003
     for contender in (*case.eager, *case.compiled):
         with gpu_timing.launched_kernels() as kernels:
             outputs = case.call(contender)()

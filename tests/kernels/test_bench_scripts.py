@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ import gpu
 import kernel_report
 import peers
 import pytest
+import repack_kernels
 import sanitize_kernels
 import torch
 import tune_kernels
 from bench_fakes import DEVICE, REPOSITORY, RUN, SMALL_PHOTOS, FakeClock, perfect
 from kernel_shapes import Shape
 
+from tigerfg.bundle import Bundle
+from tigerfg.errors import BundleError
 from tigerfg.kernels import tuning
 
 TINY = Shape(1, 5, 4, "float16", width=64, heads=4)
@@ -105,18 +110,61 @@ def test_tuner_knows_every_parameter_of_the_tables(operator: str, arch: int) -> 
 
 def test_sanitizer_script_launches_every_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     tower = Shape(2, 9, 4, "float16", 64, 4, tower=True)
-    monkeypatch.setattr(sanitize_kernels, "PATCHES", [tower])
+    monkeypatch.setattr(sanitize_kernels, "PATCHES", [tower])  # one of the two for other forms
     monkeypatch.setattr(sanitize_kernels, "PICTURES", [SMALL_PHOTOS])
     ran = {title: kernels for title, kernels, right in sanitize_kernels.launches(DEVICE) if right}
-    assert [title.split()[0] for title in ran] == [
-        "grounding", "grounding", "grounded_embedding", "pooled_embedding", "preprocess",
+    photos = str(SMALL_PHOTOS)
+    assert list(ran) == [
+        f"grounding {tower}", f"grounding {tower} per query", f"grounded_embedding {tower}",
+        f"pooled_embedding {tower}", f"grounded_embedding {tower}-attention",
+        f"pooled_embedding {tower}-attention", f"pooled_embedding {tower}-cls",
+        f"preprocess {photos}", f"preprocess {photos}-bicubic", f"preprocess {photos}-lanczos",
     ]  # fmt: skip
+    assert len({tuple(kernels) for kernels in ran.values()}) == len(ran) - 1  # attention's tail
     for title, kernels in ran.items():
         assert kernels, title
     view = torch.arange(24.0).view(2, 3, 4)[:, 1:]
     moved = sanitize_kernels.to_device(view, DEVICE)
     assert moved.stride() == view.stride()
     assert torch.equal(moved.cpu(), view)
+
+
+def test_new_kernels_come_into_a_bundle_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shutil.copytree(Bundle.open("tiny").path, tmp_path / "tiny")
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    old = Bundle.open(path).manifest["gpu"]["kernels"]
+
+    def compiled(folder: Path, *_: Any, stops: bool = False) -> tuple[Path, dict[str, Path]]:
+        """The old ones but one, which changed; where it stops, half of them are there."""
+        files = {}
+        for file, entry in list(old["files"].items())[1:]:
+            files[file] = folder / entry["file"]
+            files[file].write_bytes(before[entry["file"]] + bytes(not files))
+            if stops and len(files) == 9:
+                raise KeyboardInterrupt
+        (folder / "kernels.json").write_bytes(before["kernels.json"])
+        return folder / "kernels.json", files
+
+    monkeypatch.setattr(repack_kernels, "load_checkpoint", lambda name: None)
+    monkeypatch.setattr(repack_kernels, "tail_kernels", partial(compiled, stops=True))
+    with pytest.raises(KeyboardInterrupt):
+        repack_kernels.repack(str(path))
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    monkeypatch.setattr(repack_kernels, "tail_kernels", compiled)
+    monkeypatch.setattr(repack_kernels, "write_whole", lambda *_: None)  # the old manifest
+    with pytest.raises(BundleError):
+        repack_kernels.repack(str(path))
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    monkeypatch.undo()
+    monkeypatch.setattr(repack_kernels, "load_checkpoint", lambda name: None)
+    monkeypatch.setattr(repack_kernels, "tail_kernels", compiled)
+    repack_kernels.repack(str(path))
+    Bundle.open(path).verify()
+    first, *_ = old["files"].values()
+    assert set(before) - {file.name for file in path.iterdir()} == {first["file"]}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_script_keeps_failures_and_goes_on(
