@@ -13,6 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 from small_suites import small
 
+from tigerfg.benchmark.metrics import box_iou
 from tigerfg.benchmark.render import Distractors
 from tigerfg.benchmark.suite import NOISE, PAIRS_A_GROUP, SUITE_VERSION, Listing, Pair, pair_schema
 from tigerfg.benchmark.suite.noise import (
@@ -21,7 +22,6 @@ from tigerfg.benchmark.suite.noise import (
     draw_noise,
     noisy_box,
     noisy_listing,
-    overlap,
 )
 from tigerfg.benchmark.suite.pairs import shard_pairs
 from tigerfg.benchmark.suite.pictures import item_picture
@@ -101,7 +101,7 @@ def test_noise_is_what_its_flags_say(pairs, listings):
         true = pair.objects[0][1]
         assert (pair.target_box != true) == pair.wrong_box
         if pair.wrong_box:
-            assert overlap(pair.target_box, true) <= WORST_OVERLAP
+            assert box_iou(pair.target_box, true) <= WORST_OVERLAP
     for name in NOISE:
         rate = sum(getattr(pair, name) for pair in pairs) / len(pairs)
         assert rate == pytest.approx(0.3, abs=0.115), name  # four standard errors
@@ -128,19 +128,6 @@ def test_noise_that_cannot_happen_is_not_claimed():
     box, noise = noisy_box([(0, 0, 1, 1)], (1, 1), asked, rng)  # a box cannot move in one pixel
     assert box == (0, 0, 1, 1)
     assert not noise.wrong_box
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "expected"),
-    [
-        ((0, 0, 4, 4), (0, 0, 4, 4), 1.0),
-        ((0, 0, 4, 4), (2, 0, 6, 4), 8 / 24),
-        ((0, 0, 4, 4), (4, 0, 8, 4), 0.0),
-        ((0, 0, 4, 4), (1, 1, 3, 3), 4 / 16),
-    ],
-)
-def test_overlap(a, b, expected):
-    assert overlap(a, b) == overlap(b, a) == expected
 
 
 class OneRed:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tigerfg.benchmark.metrics import box_iou
+
 from .schema import Box
 from .settings import Settings
 from .sources import Listing
@@ -72,7 +74,7 @@ def noisy_box(
         return boxes[0], noise
     if len(boxes) > 1 and rng.random() < 0.5:
         other = boxes[int(rng.integers(1, len(boxes)))]
-        if overlap(other, boxes[0]) <= WORST_OVERLAP:
+        if box_iou(other, boxes[0]) <= WORST_OVERLAP:
             return other, noise
     x0, y0, x1, y1 = boxes[0]
     for _ in range(_TRIES):
@@ -86,15 +88,6 @@ def noisy_box(
             min(size[1], round(cy + high / 2)),
         )
         inside = moved[0] < moved[2] and moved[1] < moved[3]
-        if inside and overlap(moved, boxes[0]) <= WORST_OVERLAP:
+        if inside and box_iou(moved, boxes[0]) <= WORST_OVERLAP:
             return moved, noise
     return boxes[0], replace(noise, wrong_box=False)
-
-
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes with an area."""
-    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if wide <= 0 or high <= 0:
-        return 0.0
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return wide * high / (areas - wide * high)
