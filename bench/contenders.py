@@ -11,6 +11,7 @@ import onnxruntime
 from PIL import Image
 
 from tigerfg.bundle import Bundle
+from tigerfg.engines.accuracy import cosines
 from tigerfg.images import crop_map, letterbox, patch_mask
 from tigerfg.records import Item
 from tigerfg.text import item_text
@@ -67,16 +68,9 @@ class QueryModel:
 
     def pixels(self, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
         """Smooth random pictures."""
-        rng = np.random.default_rng(seed)
-        side, patch = self.config.query_size, self.config.vision.patch
-        pictures = rng.integers(0, 256, (batch, 6, 6, 3), dtype=np.uint8)
-        resized = [
-            np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
-            for picture in pictures
-        ]
-        pixels = np.stack(resized).transpose(0, 3, 1, 2).astype(np.float32) / 64 - 2
-        mask = np.ones((batch, (side // patch) ** 2), np.bool_)
-        return {"pixels": np.ascontiguousarray(pixels), "patch_mask": mask}
+        from engine_models import pictures
+
+        return pictures(self.config, "query", batch, seed)
 
     def eager(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
         """The reference: eager PyTorch in float32."""
@@ -138,9 +132,3 @@ class PlainLoop:
             "patch_mask": patch_mask(np.asarray([extent]), size, spec.patch),
         }
         return feeds, (pixels, extent)
-
-
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Row by row."""
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.sum(a * b, axis=1) / norms

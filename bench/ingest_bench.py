@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from conditions import conditions
-from contenders import PlainLoop, cosines
+from contenders import PlainLoop
 from engine_report import markdown
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 from tigerfg import Item, Searcher
 from tigerfg.bundle import Bundle
 from tigerfg.catalog import read_items
+from tigerfg.engines.accuracy import cosines
 from tigerfg.engines.cpu import thread_count
 from tigerfg.images import letterbox, patch_mask
 from tigerfg.model import load_checkpoint

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine_report import markdown
 from kernel_aims import Row, Rows, aims, by_shape, speed_up
 from kernel_plot import plot
 
@@ -124,7 +125,7 @@ def grounding_table(rows: Sequence[Row]) -> list[str]:
     ]
     if "°" in str(body):
         notes.append("° the two were measured in different runs")
-    return [*_markdown(header, body), *notes]
+    return [*markdown(header, body), *notes]
 
 
 def other_table(rows: Sequence[Row]) -> list[str]:
@@ -145,7 +146,7 @@ def other_table(rows: Sequence[Row]) -> list[str]:
                 f"{max(row['error'].values()):.1e}",
             )
         )  # fmt: skip
-    return _markdown(header, body)
+    return markdown(header, body)
 
 
 def _us(milliseconds: float) -> str:
@@ -158,16 +159,6 @@ def _times(slower: str, faster: str, rows: Rows) -> str:
     if ratio is None:
         return "-"
     return f"{ratio:.2f}x" + ("" if rows[slower]["run"] == rows[faster]["run"] else "°")
-
-
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """A table whose columns are as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    rule = ["-" * width for width in widths]
-    return [
-        "| " + " | ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in (header, rule, *body)
-    ]
 
 
 if __name__ == "__main__":

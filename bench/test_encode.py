@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from contenders import QueryModel, cosines, default_session
+from contenders import QueryModel, default_session
 
 from tigerfg.engines import open_engine
+from tigerfg.engines.accuracy import cosines
 
 CONTENDERS = ("torch eager fp32", "onnxruntime default fp32", "tigerfg fp32", "tigerfg auto")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contenders import cosines
 
 from tigerfg.catalog import read_items
 from tigerfg.encoder import Encoder
 from tigerfg.engines import open_engine
+from tigerfg.engines.accuracy import cosines
 
 
 @pytest.fixture(scope="module")
