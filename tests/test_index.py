@@ -50,6 +50,14 @@ def vectors(count: int, seed: int = 0) -> np.ndarray:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
+def of_other_kinds(count: int) -> np.ndarray:
+    """Clustered around other centres than `vectors`."""
+    rng = np.random.default_rng(5)
+    values = rng.standard_normal((40, DIM))[rng.integers(0, 40, count)]
+    values = values + 0.6 * rng.standard_normal((count, DIM))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
 def as_stored(values: np.ndarray, dtype: type = np.float32) -> np.ndarray:
     """Rounded to float16, and of length 1 again."""
     rounded = values.astype(np.float16).astype(dtype)
@@ -226,10 +234,7 @@ def test_items_of_other_kinds_are_found_as_well_after_a_while(
     assert not line.endswith("built anew")
     index = collection._keeper.current()
     assert (index.notes["trained"], index.notes["compared"], index.later) == (4000, 400, 400)
-    rng = np.random.default_rng(5)
-    others = rng.standard_normal((40, DIM))[rng.integers(0, 40, 400)]
-    others = others + 0.6 * rng.standard_normal((400, DIM))
-    others = (others / np.linalg.norm(others, axis=1, keepdims=True)).astype(np.float32)
+    others = of_other_kinds(400)
     held = dict(enumerate([*values[:4400], *others]))
     queries = photo_like(others[:100])
     collection._keeper._builder = threading.current_thread()  # nothing is begun meanwhile
@@ -240,6 +245,26 @@ def test_items_of_other_kinds_are_found_as_well_after_a_while(
     collection._keeper.wait()
     assert collection._keeper.current().notes["trained"] == 4800
     assert recall(collection, held, queries) > max(0.9, before + 0.1)
+    collection.close()
+
+
+def test_readers_follow_an_index_that_was_built_for_items_of_other_kinds(path: Path) -> None:
+    """Before they are worn: their own finds those items less."""
+    collection = create(path, IndexSettings(f"SVD,IVF{4 * LISTS},PQx4fs", 0.95))
+    collection.put(records(0, vectors(4000)))
+    collection.optimize()
+    collection.flush()
+    others = of_other_kinds(150)
+    with Reopened(path, read_only=True) as reader:
+        reader.search(others[:1], 1)
+        collection.put(records(4000, others))
+        collection.search(others[:1], 1)
+        collection._keeper.wait()
+        assert collection._keeper.current().notes["trained"] == 4150
+        assert numbers(reader.search(others[:1], 1)[0]) == [4000]
+        index = reader._keeper.current()
+        assert index.worn < keeper.WORN
+        assert index.notes["trained"] == 4150
     collection.close()
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tigerfg.index.flat import FlatIndex
+from tigerfg.index.ivf import IvfIndex
+from tigerfg.index.plan import FLAT
+
 
 @dataclass(frozen=True)
 class IndexStats:
@@ -33,3 +37,23 @@ class IndexStats:
     building: bool
     queries: int = 0
     gpu: dict[str, Any] | None = None
+
+
+def stats_of(
+    setting: str, index: FlatIndex | IvfIndex, building: bool, gpu: dict[str, Any] | None
+) -> IndexStats:
+    """What is told of an index; gpu: of its copy there."""
+    notes = index.notes if isinstance(index, IvfIndex) else {}
+    return IndexStats(
+        setting=setting,
+        kind=notes.get("factory", FLAT),
+        items=len(index),
+        nprobe=notes.get("nprobe"),
+        recall=notes.get("recall"),
+        ms=notes.get("ms"),
+        curve=notes.get("curve", []),
+        seconds=notes.get("seconds", {}),
+        building=building,
+        queries=notes.get("queries", 0),
+        gpu=gpu,
+    )

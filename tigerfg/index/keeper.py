@@ -20,7 +20,7 @@ from tigerfg.index.flat import FlatIndex
 from tigerfg.index.gpu import GpuSettings
 from tigerfg.index.gpu_copy import GpuCopy
 from tigerfg.index.index_files import FILES, identity
-from tigerfg.index.index_stats import IndexStats
+from tigerfg.index.index_stats import IndexStats, stats_of
 from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.plan import AUTO, FLAT, FLAT_MOST, IndexSettings
 from tigerfg.index.store import Store
@@ -104,7 +104,7 @@ class IndexKeeper:
         """A reader's index, or what the writer has saved in its place: for other settings, or any
         where its own has worn."""
         now = identity(self._store.path / ivf.INDEX_FILE)
-        worn = not isinstance(index, IvfIndex) or index.worn >= WORN
+        worn = not isinstance(index, IvfIndex) or index.worn >= WORN or later.is_due(index)
         if now == self._file or (now == self._seen and not worn):
             return index
         self._seen, before = now, self._store.meta.settings
@@ -292,22 +292,8 @@ class IndexKeeper:
 
     def stats(self) -> IndexStats:
         """What is in use; call inside a snapshot."""
-        index, notes = self.current(), {}
-        if isinstance(index, IvfIndex):
-            notes = index.notes
-        return IndexStats(
-            self._store.meta.index,
-            notes.get("factory", FLAT),
-            len(index),
-            notes.get("nprobe"),
-            notes.get("recall"),
-            notes.get("ms"),
-            notes.get("curve", []),
-            notes.get("seconds", {}),
-            self._building.locked(),
-            notes.get("queries", 0),
-            self._gpu_copy.notes,
-        )
+        index, building = self.current(), self._building.locked()
+        return stats_of(self._store.meta.index, index, building, self._gpu_copy.notes)
 
     def retire(self) -> None:
         """Build nothing in the background from now on, and leave the GPUs."""

@@ -48,7 +48,11 @@ def ask(store: Store, last: int) -> Asked | None:
 
     Args:
         store: inside a snapshot. last: the highest internal id that was trained on.
+
+    Raises:
+        CatalogError: a stored vector is lost.
     """
+    store.require_vectors()
     ids = store.ids()
     rng = np.random.default_rng(SEED)
     kinds = [rng.permutation(part)[:SAMPLE] for part in (ids[ids > last], ids[ids <= last])]
