@@ -7,7 +7,7 @@ import json
 import logging
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import faiss
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tigerfg.errors import CatalogError, InputError
-from tigerfg.index import ivf, keeper, plan, probing
+from tigerfg.index import ivf, keeper, later, plan, probing
 from tigerfg.index.build import Point, next_nprobe, tune
 from tigerfg.index.collection import Collection
 from tigerfg.index.photo_like import COSINE, photo_like
@@ -233,7 +233,7 @@ def test_items_of_other_kinds_are_found_as_well_after_a_while(
     assert "400 items" in line
     assert not line.endswith("built anew")
     index = collection._keeper.current()
-    assert (index.notes["trained"], index.notes["compared"], index.later) == (4000, 400, 400)
+    assert (index.notes["trained"], index.compared, index.later) == (4000, 400, 400)
     others = of_other_kinds(400)
     held = dict(enumerate([*values[:4400], *others]))
     queries = photo_like(others[:100])
@@ -246,6 +246,71 @@ def test_items_of_other_kinds_are_found_as_well_after_a_while(
     assert collection._keeper.current().notes["trained"] == 4800
     assert recall(collection, held, queries) > max(0.9, before + 0.1)
     collection.close()
+
+
+def measured(path: Path) -> Collection:
+    """An index of 2,000 items and 200 that came later, which it finds as well."""
+    collection = create(path, IndexSettings(f"SVD,IVF{LISTS},PQx4fs", 0.95))
+    values = vectors(2200)
+    collection.put(records(0, values[:2000]))
+    collection.optimize()
+    collection.put(records(2000, values[2000:]))
+    collection.search(values[:1], 1)
+    collection._keeper.wait()
+    assert collection._keeper.current().compared == 200
+    return collection
+
+
+def test_what_was_measured_is_not_measured_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(path).close()
+    with Reopened(path) as again:
+        monkeypatch.setattr(later, "ask", lambda *_: pytest.fail("measured again"))
+        again.search(vectors(1), 1)
+        again._keeper.wait()
+        assert again._keeper.current().compared == 200
+        assert not again._keeper.due()
+
+
+def test_closing_ends_a_measurement(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the next session begins it again."""
+    monkeypatch.setattr(later, "LEAST", 1000)
+    collection = create(path, IndexSettings(f"SVD,IVF{LISTS},PQx4fs", 0.95))
+    collection.put(records(0, vectors(2000)))
+    collection.optimize()
+    collection.put(records(2000, vectors(200, seed=4)))
+    begun, ask = threading.Event(), later.ask
+
+    def slow(store: Store, last: int, stop: Callable[[], bool]) -> later.Asked | None:
+        begun.set()
+        while not stop():
+            pass
+        return ask(store, last, stop)
+
+    monkeypatch.setattr(later, "LEAST", 100)
+    monkeypatch.setattr(later, "ask", slow)
+    collection.search(vectors(1), 1)
+    assert begun.wait(10)
+    collection.close()
+    assert not (path / later.STAMP_FILE).exists()
+    monkeypatch.setattr(later, "ask", ask)
+    with Reopened(path) as again:
+        again.search(vectors(1), 1)
+        again._keeper.wait()
+        assert again._keeper.current().compared == 200
+
+
+def test_a_measurement_that_fails_is_told_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(later, "compare", broken)
+    measured(path).close()
+    assert "what came later was not measured: MemoryError" in caplog.text
+    assert not (path / later.STAMP_FILE).exists()
 
 
 def test_readers_follow_an_index_that_was_built_for_items_of_other_kinds(path: Path) -> None:
@@ -715,6 +780,8 @@ def test_few_items_are_searched_exactly_again(path: Path, monkeypatch: pytest.Mo
     collection = create(path, IndexSettings())
     collection.put(records(0, values))
     assert collection.optimize().kind.startswith("SVD")
+    reader = Collection.open(path, read_only=True)
+    assert reader.stats().kind.startswith("SVD")
     collection.delete(f"i{n}" for n in range(600))
     collection._keeper.wait()
     assert collection.stats().kind.startswith("SVD")  # 900: at once back and forth would be dear
@@ -725,6 +792,9 @@ def test_few_items_are_searched_exactly_again(path: Path, monkeypatch: pytest.Mo
     assert numbers(collection.search(values[800][None], 1)[0]) == [800]
     collection.close()
     assert sorted(file.name for file in path.glob("*.index")) == ["flat.index"]
+    assert numbers(reader.search(values[800][None], 1)[0]) == [800]
+    assert reader.stats().kind == "flat"  # when it knows how much is gone
+    reader.close()
 
 
 def test_optimize_of_few_items_is_exact(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,6 @@ def build(
         "margins": measured_margins(centres, inner),
         "trained": len(ids),
         "last": int(ids[-1]),
-        "compared": 0,
         "settings": asdict(settings),
         "nprobe": lists,
         "factor": FACTORS[-1],

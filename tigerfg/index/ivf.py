@@ -41,9 +41,11 @@ class IvfIndex:
         lists: how many inverted lists.
         notes: how it was built: factory, nprobe (lists a query on average), margins (see
             `probing`), reach (see `IvfIndex.reach`), factor (candidates a wanted result, of
-            `NEAREST` at least), trained (items then), last (their highest internal id), compared
-            (see `later`), settings (that asked for it), and the measured curve.
-        later: how many items came after the training, those that are gone among them.
+            `NEAREST` at least), trained (items then), last (their highest internal id), settings
+            (that asked for it), and the measured curve.
+        later: how many items came after the training, those that are gone among them; compared:
+            how many they were when they were last found as well as the rest; worse: whether they
+            were found less. See `tigerfg.index.later`.
     """
 
     def __init__(self, store: Store, rows: VectorRows, loaded: Loaded) -> None:
@@ -63,7 +65,8 @@ class IvfIndex:
         self._packed: np.ndarray | None = None  # bitmap of the live ids, when it is needed
         # the last filter's ids, and what `_allowed` made of them
         self._filtered: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
-        self._count = self._dead = self.later = 0
+        self._count = self._dead = self.later = self.compared = 0
+        self.worse = False
         held = list(ids_by_list(self._ivf))
         self._grow(max((int(ids.max()) + 1 for _, ids in held), default=0))
         for number, ids in held:

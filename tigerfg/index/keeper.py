@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import weakref
+from functools import partial
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from tigerfg.index.index_files import FILES, identity
 from tigerfg.index.index_stats import IndexStats, stats_of
 from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.plan import AUTO, FLAT, FLAT_MOST, IndexSettings
+from tigerfg.index.ranking import NEAREST
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import discard_newer_vectors
 
@@ -60,8 +62,8 @@ class IndexKeeper:
         self._index: FlatIndex | IvfIndex | None = None
         self._building = threading.Lock()
         self._builder: threading.Thread | None = None
-        self._worse: IvfIndex | None = None  # it finds what came after its training less
-        self._allowed: np.ndarray | None = None  # the last filter's ids, which the index has
+        # ids of filters that the index has, by the arrays' own ids
+        self._held: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
         self._refused: str | None = None  # a factory string that failed: not tried again by itself
         self._retired = False
         # of a reader's index, and the last one looked at: see `_followed`
@@ -89,12 +91,19 @@ class IndexKeeper:
     def _opened(self) -> FlatIndex | IvfIndex:
         """The index as the files have it, unless another has been asked for and that is none."""
         meta = self._store.meta
-        index = IvfIndex.open(self._store) if meta.index != FLAT else None
+        index = self._ivf() if meta.index != FLAT else None
         if index is not None and self._of_others(index):
             with contextlib.suppress(InputError):  # too small a budget: what is there goes on
                 if meta.settings.choose(len(index), meta.embedding_dim) == FLAT:
                     index = None
         return index or FlatIndex(self._store)
+
+    def _ivf(self) -> IvfIndex | None:
+        """As its file has it; None where there is no usable one."""
+        index = IvfIndex.open(self._store)
+        if index is not None:
+            index.compared = later.noted(self._store, index)
+        return index
 
     def _of_others(self, index: IvfIndex) -> bool:
         """Whether an index was built for other settings, or before they were noted."""
@@ -113,9 +122,9 @@ class IndexKeeper:
             self._file = now
             self._gpu_copy.leave()
             return self._opened()
-        if worn and now is not None:
+        if worn:
             self._file = now
-            return IvfIndex.open(self._store) or index
+            return self._opened() if now is None else self._ivf() or index
         return index
 
     def search(
@@ -129,10 +138,10 @@ class IndexKeeper:
                 item is lost.
         """
         index = self.current()
-        if allowed is not None and allowed is not self._allowed:  # a filter used again: the same
+        if allowed is not None and self._held.get(id(allowed)) is not allowed:
             if not (held := index.holds(allowed)).all():
                 raise self._store.damaged(int(allowed[~held][0]), "vector")
-            self._allowed = allowed
+            self._held[id(allowed)] = allowed
         if len(index) > FLAT_MOST:
             found = self._gpu_copy.search(index, queries, k, allowed)
             if found is not None:
@@ -165,7 +174,7 @@ class IndexKeeper:
             return factory
         changed = index.changed  # asked at every search: the lists are counted only if it matters
         worn = changed > MOST_CHANGED or (changed > DRIFTED and index.drift > DRIFT)
-        if worn or index is self._worse:
+        if worn or index.worse:
             return factory
         return None
 
@@ -175,9 +184,9 @@ class IndexKeeper:
             return
         index, asked = self._index, self._store.meta.settings
         if factory := self.due():
-            work = self._try_build, (factory, asked)
+            work = self._try_build, (factory, asked, index)
         elif isinstance(index, IvfIndex) and not self._store.read_only and later.is_due(index):
-            work = self._try_compare, (index.notes["last"],)
+            work = self._try_compare, (index,)
         else:
             return
         builder = threading.Thread(target=work[0], args=work[1], name="tigerfg-index", daemon=True)
@@ -191,6 +200,7 @@ class IndexKeeper:
         asked: IndexSettings,
         queries: np.ndarray | None = None,
         new: bool = False,
+        instead_of: FlatIndex | IvfIndex | None = None,
     ) -> None:
         """Build an index while searches and writes go on, then put it in and save it. "flat":
         search exactly from now on.
@@ -200,6 +210,7 @@ class IndexKeeper:
                 others by then, unless these are new.
             queries: in place of the kept ones. These, and new settings, are kept when the index is
                 there.
+            instead_of: nothing is built where this is not the index any more.
 
         Raises:
             InputError: see `build.build`.
@@ -209,6 +220,9 @@ class IndexKeeper:
             return
         path = self._store.path
         with self._building, contextlib.closing(Store.open(path, read_only=True)) as store:
+            with self._lock:
+                if instead_of is not None and self._index is not instead_of:
+                    return
             self._builds = threading.get_ident()
             self._store.require_place("build an index")
             with store.snapshot():
@@ -311,43 +325,49 @@ class IndexKeeper:
             self._lists[factory] = list_count_of(made)
         return self._lists[factory]
 
-    def _try_compare(self, last: int) -> None:
-        """Build the index anew if it finds what came after its training less than the rest.
-
-        Args:
-            last: the highest internal id that the index was trained on.
-        """
-        asked = None
+    def _try_compare(self, index: IvfIndex) -> None:
+        """Build the index anew if it finds what came after its training less than the rest."""
+        compared, settings = None, self._store.meta.settings
         try:
             with contextlib.closing(Store.open(self._store.path, read_only=True)) as store:
                 self._store.require_place("measure the index")
                 with store.snapshot():
-                    asked = later.ask(store, last)
+                    asked = later.ask(store, index.notes["last"], lambda: self._retired)
+            if asked is not None:
+                compared = later.compare(partial(self._scores, index), asked)
         except Exception as error:
-            logger.warning("%s: what came later was not measured: %s", self._store.path, error)
+            reason = error if str(error) else type(error).__name__
+            logger.warning("%s: what came later was not measured: %s", self._store.path, reason)
         with self._lock:
-            if self._retired:
+            if self._retired or self._index is not index:
                 return
-            with self._store.snapshot():
-                index, settings = self.current(), self._store.meta.settings
-                if not isinstance(index, IvfIndex) or index.notes["last"] != last:
-                    return  # another by now
-                index.notes["compared"] = index.later
-                if asked is None:
-                    return
-                less, recall, before = later.found_less(index, asked)
-                self._worse = index if less else None
-                factory = self.due()
+            index.compared, index.worse = index.later, compared is not None and compared.less
+            if compared is None:
+                return
+            factory = self.due()
         logger.info(
             "%s: recall@10 %.3f for %d items that came after the training, %.3f for the others%s",
-            self._store.path, recall, index.later, before, ": built anew" if less else "",
+            self._store.path, compared.later, index.later, compared.before,
+            ": built anew" if compared.less else "",
         )  # fmt: skip
-        if factory is not None:
-            self._try_build(factory, settings)
+        if not compared.less:
+            later.note(self._store, index)
+        elif factory is not None:
+            self._try_build(factory, settings, index)
 
-    def _try_build(self, factory: str, asked: IndexSettings) -> None:
+    def _scores(self, index: IvfIndex, queries: np.ndarray) -> np.ndarray | None:
+        """Of the results of an index, None where it is not that of the collection any more."""
+        with self._lock:
+            if self._retired or self._index is not index:
+                return None
+            with self._store.snapshot():
+                return index.search(queries, NEAREST)[0]
+
+    def _try_build(
+        self, factory: str, asked: IndexSettings, index: FlatIndex | IvfIndex | None
+    ) -> None:
         try:
-            self.build(factory, asked)
+            self.build(factory, asked, instead_of=index)
         except Exception as error:  # faiss's RuntimeError, no memory: exact search goes on
             self._refused = factory
             if not self._retired:

@@ -8,19 +8,25 @@ but a measurement tells.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tigerfg.index.exact import exact
+from tigerfg.files import write_whole
 from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.photo_like import photo_like
 from tigerfg.index.ranking import NEAREST, hits
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
 
-SAMPLE = 256  # queries made of items that came later, and as many of others
+STAMP_FILE = "compared.json"
+SAMPLE = 128  # queries made of items that came later, and as many of others
+AT_ONCE = 16  # queries that the index is asked: other searches wait for it
 # It is measured when so many came, as a share of what was trained on, and again whenever that has
 # grown by so much.
 FIRST, GROWN, LEAST = 0.02, 1.5, 100
@@ -37,17 +43,25 @@ class Asked(NamedTuple):
     later: int
 
 
+class Compared(NamedTuple):
+    """Recall@10 of what came later and of the rest; less: that the first is found less."""
+
+    later: float
+    before: float
+    less: bool
+
+
 def is_due(index: IvfIndex) -> bool:
     """Whether so many items came since the last measurement, or the training, that it is time."""
-    least = max(LEAST, FIRST * index.notes["trained"], GROWN * index.notes["compared"])
-    return index.later >= least
+    return index.later >= max(LEAST, FIRST * index.notes["trained"], GROWN * index.compared)
 
 
-def ask(store: Store, last: int) -> Asked | None:
+def ask(store: Store, last: int, stop: Callable[[], bool]) -> Asked | None:
     """Queries of both kinds with their true neighbours; None where a kind has no items left.
 
     Args:
         store: inside a snapshot. last: the highest internal id that was trained on.
+        stop: asked now and then; None is returned when it says so.
 
     Raises:
         CatalogError: a stored vector is lost.
@@ -60,20 +74,52 @@ def ask(store: Store, last: int) -> Asked | None:
         return None
     rows = VectorRows(store)
     queries = np.concatenate([photo_like(rows.get(np.sort(part))) for part in kinds])
-    return Asked(queries, exact(rows, queries, ids, NEAREST)[0], len(kinds[0]))
+    nearest = np.full((len(queries), NEAREST), -np.inf, np.float32)
+    for _, vectors in rows.blocks(ids):
+        if stop():
+            return None
+        scores = np.concatenate([nearest, queries @ vectors.T], axis=1)
+        nearest = np.partition(scores, -NEAREST, axis=1)[:, -NEAREST:]
+    return Asked(queries, nearest, len(kinds[0]))
 
 
-def found_less(index: IvfIndex, asked: Asked) -> tuple[bool, float, float]:
-    """Whether what came later is found less; recall@10 of that, and of the rest.
+def compare(search: Callable[[np.ndarray], np.ndarray | None], asked: Asked) -> Compared | None:
+    """What the index finds of both kinds; items that come or go meanwhile hardly count.
 
-    Items that were stored or removed since the queries were made hardly count.
+    Args:
+        search: the scores (B, 10) of these queries' results, or None where there is no such index
+            any more: None is returned then.
     """
-    scores, _ = index.search(asked.queries, NEAREST)
-    shares = []
-    for line, best in zip(scores, asked.nearest, strict=True):
-        known = best[np.isfinite(best)]
-        shares.append(hits(line, known) / max(1, len(known)))
+    shares: list[float] = []
+    for start in range(0, len(asked.queries), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        scores = search(asked.queries[part])
+        if scores is None:
+            return None
+        for line, best in zip(scores, asked.nearest[part], strict=True):
+            known = best[np.isfinite(best)]
+            shares.append(hits(line, known) / max(1, len(known)))
     parts = shares[: asked.later], shares[asked.later :]
     later, before = (float(np.mean(part)) for part in parts)
     error = math.hypot(*(float(np.std(part)) / math.sqrt(len(part)) for part in parts))
-    return later < before - WORSE - 2 * error, later, before
+    return Compared(later, before, later < before - WORSE - 2 * error)
+
+
+def note(store: Store, index: IvfIndex) -> None:
+    """Keep how far an index was found good: what is not kept is measured again."""
+    content = json.dumps(_key(store, index) | {"compared": index.compared})
+    with contextlib.suppress(OSError):
+        write_whole(store.path / STAMP_FILE, content.encode())
+
+
+def noted(store: Store, index: IvfIndex) -> int:
+    """How many items had come later when the index was last found good; 0: it was not."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        told = json.loads((Path(store.path) / STAMP_FILE).read_bytes())
+        if _key(store, index).items() <= told.items():
+            return int(told["compared"])
+    return 0
+
+
+def _key(store: Store, index: IvfIndex) -> dict[str, object]:
+    return {"catalog_id": store.meta.catalog_id, "last": index.notes["last"]}

@@ -105,7 +105,8 @@ class MilvusCollection:
                 tuned = json.loads(properties.get(TUNED, "{}"))
             except (KeyError, TypeError, ValueError) as error:
                 raise CatalogError(f"{address} was not made by this tigerfg") from error
-            table.load(_index(meta.settings, meta.embedding_dim, address))
+            index = _index(meta.settings, meta.embedding_dim, address)
+            table.load(None if read_only else index)
         except BaseException:
             table.close()
             raise

@@ -59,7 +59,9 @@ class MilvusTable:
             try:
                 self._complete(client, index)
             except BaseException:
-                client.drop_collection(self._name)
+                there = client.describe_collection(self._name)["properties"]
+                if properties.items() <= there.items():  # not another's, made at the same time
+                    client.drop_collection(self._name)
                 raise
 
     def replace_index(self, index: MilvusIndex) -> None:
@@ -68,13 +70,17 @@ class MilvusTable:
             client.release_collection(self._name)
             for name in client.list_indexes(self._name):
                 client.drop_index(self._name, name)
-            self._complete(client, index)
+            client.create_index(self._name, _parameters(client, index))
+            client.load_collection(self._name)
 
-    def load(self, index: MilvusIndex) -> None:
+    def load(self, index: MilvusIndex | None) -> None:
         """Have the server load it, with this index if it has none: who made it, or replaced its
-        index, was stopped in between."""
+        index, was stopped in between. Without one: as it is."""
         with self._server("open the catalogue") as client:
-            self._complete(client, index)
+            if index is not None:
+                self._complete(client, index)
+            else:
+                client.load_collection(self._name)
 
     def properties(self) -> Mapping[str, str]:
         """What was noted with it."""
