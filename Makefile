@@ -115,7 +115,10 @@ bundle-lite: $(VENV)/.lite runs/objects/items.jsonl runs/garments/items.jsonl \
 	$(BIN)/tigerfg average runs/lite-again/checkpoint runs/lite-mean --out runs/lite-second-mean
 	$(BIN)/tigerfg train --config bench/recipes/lite_crop.json --data $(PHOTOS) \
 		--data runs/objects --data runs/more-garments --init runs/lite-second-mean --out runs/lite-crop
-	$(BIN)/tigerfg average runs/lite-crop/checkpoint runs/lite-second-mean --out runs/lite-last-mean
+	$(BIN)/tigerfg average runs/lite-crop/checkpoint runs/lite-second-mean --out runs/lite-third-mean
+	$(BIN)/tigerfg train --config bench/recipes/lite_twins.json --data $(PHOTOS) \
+		--data runs/objects --data runs/more-garments --init runs/lite-third-mean --out runs/lite-twins
+	$(BIN)/tigerfg average runs/lite-third-mean runs/lite-twins/checkpoint --out runs/lite-last-mean
 	$(BIN)/tigerfg-export --ckpt runs/lite-last-mean --out tigerfg/bundles/lite --engine none --fp16
 
 clean:
