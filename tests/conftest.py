@@ -11,6 +11,10 @@ from pathlib import Path
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# gRPC's threads, of Milvus Lite, stay in a process that starts Ray later: its handlers of fork()
+# then end children of Ray before they begin, now and then.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 # Workers of xdist share the cores: OpenMP's threads, in torch and faiss, would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
