@@ -14,6 +14,7 @@ from tigerfg.engines.accuracy import (
     MAP_DISTANCES,
     THRESHOLDS,
     cosines,
+    lengths,
     map_distances,
 )
 from tigerfg.engines.base import INPUTS, Arrays
@@ -104,8 +105,7 @@ def measure(
         )
         wanted = {name: value[rows] for name, value in expected[tower].items()}
         spreads[str(batch)] = _round(_spread(cosines(found["embedding"], wanted["embedding"])))
-        lengths = np.linalg.norm(found["embedding"].astype(np.float64), axis=1)
-        gaps = {"length_error": np.abs(lengths - 1).max()}
+        gaps = {"length_error": np.abs(lengths(found["embedding"]) - 1).max()}
         for name, (output, _) in DISTANCES.items() if tower == "item" else ():
             gaps[name] = map_distances(found[output], wanted[output]).mean()
         for name, gap in gaps.items():

@@ -453,6 +453,21 @@ def test_engine_that_is_not_accurate_is_refused(
     assert not device.live
 
 
+def spoil_outputs(
+    monkeypatch: pytest.MonkeyPatch, output: str, spoil: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Runners give others for the last rows of an output, as many as `spoil` makes of it."""
+    run = TensorRtRunner.run
+
+    def spoiled(runner: TensorRtRunner, feeds: Any) -> Any:
+        outputs = run(runner, feeds)
+        wrong = spoil(outputs[output]).copy()
+        outputs[output][-len(wrong) :] = wrong
+        return outputs
+
+    monkeypatch.setattr(TensorRtRunner, "run", spoiled)
+
+
 @pytest.mark.parametrize(
     ("output", "reason"),
     [("embedding", r"has the length 1\.5"), ("token_weights", r"token_weights .* sums to 1\.5")],
@@ -462,13 +477,7 @@ def test_outputs_of_another_length_are_refused(
     open_runner: Any, monkeypatch: pytest.MonkeyPatch, output: str, reason: str
 ) -> None:
     """A cosine does not see it, and nothing is compared with token weights."""
-    run = TensorRtRunner.run
-
-    def spoiled(runner: TensorRtRunner, feeds: Any) -> Any:
-        outputs = run(runner, feeds)
-        return {**outputs, output: 1.5 * outputs[output]}
-
-    monkeypatch.setattr(TensorRtRunner, "run", spoiled)
+    spoil_outputs(monkeypatch, output, lambda values: 1.5 * values)
     with pytest.raises(EngineError, match=reason):
         open_runner("item", "fp16")
 
@@ -487,15 +496,7 @@ def test_outputs_of_another_length_are_refused(
 def test_maps_that_are_wrong_are_refused(
     open_runner: Any, monkeypatch: pytest.MonkeyPatch, spoil: Any, reason: str
 ) -> None:
-    run = TensorRtRunner.run
-
-    def spoiled(runner: TensorRtRunner, feeds: Any) -> Any:
-        outputs = run(runner, feeds)
-        wrong = spoil(outputs["grounding_map"]).copy()
-        outputs["grounding_map"][-len(wrong) :] = wrong
-        return outputs
-
-    monkeypatch.setattr(TensorRtRunner, "run", spoiled)
+    spoil_outputs(monkeypatch, "grounding_map", spoil)
     with pytest.raises(EngineError, match=reason):
         open_runner("item", "fp16")
 

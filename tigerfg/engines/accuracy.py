@@ -22,6 +22,11 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sum(a * b, axis=1) / np.maximum(norms, 1e-12)
 
 
+def lengths(embeddings: np.ndarray) -> np.ndarray:
+    """Of embeddings (B, E), which should be 1: float64 (B,)."""
+    return np.linalg.norm(embeddings.astype(np.float64), axis=1)
+
+
 def map_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Total variation of grounding maps, row by row, (B, N) and (B, N) -> (B,)."""
     return np.abs(a - b).sum(axis=1) / 2

@@ -77,7 +77,6 @@ def open_engine(
         EngineError: the engine cannot be built or loaded.
     """
     identity = part.identity(*wanted)
-    profiles = tuple(map(tuple, part.profiles))
     folder = cache_folder(identity)
     cache = folder / f"{'.'.join(wanted)}.sm{cuda.sm}.kernels"  # of TensorRT-RTX
 
@@ -102,7 +101,7 @@ def open_engine(
                 sm=cuda.sm,
                 onnx_sha256=identity,
                 **wanted._asdict(),
-                profiles=profiles,
+                profiles=part.profiles,
                 max_text_length=max_text_length,
                 engine_bytes=_size(path),
             )
@@ -132,7 +131,7 @@ def open_engine(
             **wanted._asdict(),
             onnx_sha256=identity,
             builder=builder,
-            profiles=tuple(Profile(*profile) for profile in profiles),
+            profiles=tuple(Profile(*profile) for profile in part.profiles),
             workspace=part.workspace,
             max_text_length=max_text_length,
             timing_cache=_timing_cache(folder, builder, cuda),

@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from tigerfg.engines.accuracy import LENGTH_ERROR, MAP_DISTANCES, THRESHOLDS, cosines, map_distances
+from tigerfg.engines.accuracy import (
+    LENGTH_ERROR,
+    MAP_DISTANCES,
+    THRESHOLDS,
+    cosines,
+    lengths,
+    map_distances,
+)
 from tigerfg.engines.base import INPUTS, Arrays
 from tigerfg.engines.trt_engine import BatchRange
 from tigerfg.errors import EngineError
@@ -53,11 +60,11 @@ def prove(
                 f"refused: the {tower} {precision} engine's worst cosine with the float32 model "
                 f"is {worst:.5f} at batch {batch}, {threshold} is needed; use another precision"
             )
-        lengths = np.linalg.norm(outputs["embedding"].astype(np.float64), axis=1)
-        if not np.abs(lengths - 1).max() <= LENGTH_ERROR:
+        long = lengths(outputs["embedding"])
+        if not np.abs(long - 1).max() <= LENGTH_ERROR:
             raise EngineError(
                 f"refused: an embedding of the {tower} {precision} engine has the length "
-                f"{lengths[np.abs(lengths - 1).argmax()]:.4f} at batch {batch}, not 1; use another "
+                f"{long[np.abs(long - 1).argmax()]:.4f} at batch {batch}, not 1; use another "
                 "precision"
             )
         if tower == "item":

@@ -19,7 +19,7 @@ from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.photo_like import photo_like
 from tigerfg.index.plan import IndexSettings
 from tigerfg.index.probing import Centres, measured_margins
-from tigerfg.index.ranking import NEAREST, hits
+from tigerfg.index.ranking import NEAREST, share_found
 from tigerfg.index.span import trained
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
@@ -208,7 +208,6 @@ def _measure(
         started = time.perf_counter()
         scores, _ = index.search(query[None], NEAREST)
         seconds.append(time.perf_counter() - started)
-        known = best[np.isfinite(best)]
-        shares.append(hits(scores[0], known) / max(1, len(known)))
+        shares.append(share_found(scores[0], best))
     error = float(np.std(shares)) / math.sqrt(len(shares))
     return Point(nprobe, factor, float(np.mean(shares)), error, 1000 * float(np.median(seconds)))

@@ -336,8 +336,9 @@ class IndexKeeper:
             if asked is not None:
                 compared = later.compare(partial(self._scores, index), asked)
         except Exception as error:
-            reason = error if str(error) else type(error).__name__
-            logger.warning("%s: what came later was not measured: %s", self._store.path, reason)
+            logger.warning(
+                "%s: what came later was not measured: %s", self._store.path, _reason(error)
+            )
         with self._lock:
             if self._retired or self._index is not index:
                 return
@@ -371,8 +372,13 @@ class IndexKeeper:
         except Exception as error:  # faiss's RuntimeError, no memory: exact search goes on
             self._refused = factory
             if not self._retired:
-                reason = error if str(error) else type(error).__name__
-                logger.warning("%s: no %s index was built: %s", self._store.path, factory, reason)
+                logger.warning(
+                    "%s: no %s index was built: %s", self._store.path, factory, _reason(error)
+                )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 @atexit.register

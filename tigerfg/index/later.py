@@ -12,7 +12,6 @@ import contextlib
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy as np
 from tigerfg.files import write_whole
 from tigerfg.index.ivf import IvfIndex
 from tigerfg.index.photo_like import photo_like
-from tigerfg.index.ranking import NEAREST, hits
+from tigerfg.index.ranking import NEAREST, share_found
 from tigerfg.index.store import Store
 from tigerfg.index.vectors import VectorRows
 
@@ -96,9 +95,7 @@ def compare(search: Callable[[np.ndarray], np.ndarray | None], asked: Asked) -> 
         scores = search(asked.queries[part])
         if scores is None:
             return None
-        for line, best in zip(scores, asked.nearest[part], strict=True):
-            known = best[np.isfinite(best)]
-            shares.append(hits(line, known) / max(1, len(known)))
+        shares += map(share_found, scores, asked.nearest[part])
     parts = shares[: asked.later], shares[asked.later :]
     later, before = (float(np.mean(part)) for part in parts)
     error = math.hypot(*(float(np.std(part)) / math.sqrt(len(part)) for part in parts))
@@ -115,7 +112,7 @@ def note(store: Store, index: IvfIndex) -> None:
 def noted(store: Store, index: IvfIndex) -> int:
     """How many items had come later when the index was last found good; 0: it was not."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        told = json.loads((Path(store.path) / STAMP_FILE).read_bytes())
+        told = json.loads((store.path / STAMP_FILE).read_bytes())
         if _key(store, index).items() <= told.items():
             return int(told["compared"])
     return 0

@@ -20,6 +20,16 @@ def hits(scores: Iterable[float], nearest: Collection[float]) -> int:
     return min(len(nearest), sum(score >= least for score in scores))
 
 
+def share_found(scores: Iterable[float], nearest: np.ndarray) -> float:
+    """Recall of one query: the share of its nearest that `hits` counts.
+
+    Args:
+        nearest: their true scores, -inf where there are fewer.
+    """
+    known = nearest[np.isfinite(nearest)]
+    return hits(scores, known) / max(1, len(known))
+
+
 def ranked(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best of every row of scores float32 (B, C) and their ids int64, both (B, k); C >= k."""
     places = np.lexsort((ids, -scores))[:, :k]
